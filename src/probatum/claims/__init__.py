@@ -1,0 +1,1 @@
+"""Claims: the only place that knows data, baselines and budgets."""

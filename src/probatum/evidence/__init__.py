@@ -1,0 +1,1 @@
+"""What a claim is, how it is run, judged, stored and shown."""

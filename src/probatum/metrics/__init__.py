@@ -1,0 +1,1 @@
+"""Quality measures that two or more families use."""

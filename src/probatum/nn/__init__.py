@@ -1,0 +1,1 @@
+"""Layers and model surgery that two or more families use."""

@@ -24,7 +24,7 @@ def app():
 
 
 def main() -> None:
-    """Entry point: bad input ends with one line and status 2, something that cannot run here with 3, Ctrl-C with 130."""
+    """Entry point: bad input ends with one line and status 2 and something that cannot run here with 3."""
     from probatum.errors import MissingExtra, NotHere, ProbatumError
 
     try:
@@ -35,9 +35,6 @@ def main() -> None:
     except ProbatumError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
-        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of our output has gone (| head)
         sys.stderr.close()
         raise SystemExit(141) from None

@@ -10,7 +10,7 @@ import typer
 from probatum import __version__
 from probatum.catalog import catalog, find_family
 from probatum.cli.browse import Json
-from probatum.cli.output import console, duration, print_json, verdict
+from probatum.cli.output import console, duration, interruptible, print_json, verdict
 from probatum.errors import ProbatumError
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def check(
             raise ProbatumError(f"--family {family}: none of its papers is built yet")
     if all_:
         names = [p.id for p in catalog().values() if p.claims]
-    claims: dict[str, Claim] = {claim.id: claim for name in names for claim in find_claim(name)}
+    claims = {claim.id: claim for name in names for claim in find_claim(name)}
     command = "probatum " + " ".join(sys.argv[1:])
     options = Options(budget, seeds, device, jobs, cluster, fresh, until_decided, keep, command)
-    with Screen(list(claims.values()), json) as screen:
+    with interruptible(), Screen(list(claims.values()), json) as screen:
         results = run_checks(claims.values(), options, screen)
     if json:
         print_json(document(results, budget))

@@ -3,12 +3,14 @@
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "duration", "print_json", "size", "verdict"]
+__all__ = ["console", "duration", "interruptible", "print_json", "size", "verdict"]
 
 COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "error": "magenta", "ran": "cyan", "built": "cyan"}
 
@@ -59,3 +61,13 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
+
+
+@contextmanager
+def interruptible(kept: str = "what was finished is kept, and the same command goes on from there") -> Iterator[None]:
+    """Ctrl-C inside ends with one line that says what is kept, and the status that shells expect."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: {kept}", file=sys.stderr)
+        raise SystemExit(130) from None

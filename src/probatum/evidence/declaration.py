@@ -24,8 +24,7 @@ Draw = Callable[["Run"], None]
 class Claim:
     """A declared claim. `budgets` maps quick and full to their number of seeds; smoke has one and gives no verdict.
 
-    `alone`: it times things, so nothing else may run beside it. `light`: one that `make demo` may run. `reported`: the paper's own
-    figure, shown beside ours.
+    `alone`: it times things, so nothing else may run beside it. `reported`: the paper's own figure, shown beside ours.
     """
 
     paper: str
@@ -43,6 +42,11 @@ class Claim:
     @property
     def id(self) -> str:
         return f"{self.paper}:{self.name}"
+
+    @property
+    def module(self) -> str:
+        """The module that declares it, from which workers load it."""
+        return self.measure.__module__
 
     @property
     def protocol(self) -> str:

@@ -276,11 +276,11 @@ class _Loop:
         token = (self.cases.index(case), what, seed)
         if what == "draw":
             rows = [row.to_json() for row in case.table(case.planned)]
-            self.pool.submit(token, draw_figures, (claim.paper, claim.name, options.budget, options.device, rows))
+            self.pool.submit(token, draw_figures, (claim.module, claim.name, options.budget, options.device, rows))
             return
         self.watch.begin(claim, seed)
         artifacts = None if options.cluster else str(store.home() / "artifacts")
-        args = (claim.paper, claim.name, options.budget, seed, options.device, case.code["hash"], artifacts)
+        args = (claim.module, claim.name, options.budget, seed, options.device, case.code["hash"], artifacts)
         self.pool.submit(token, measure_seed, args, alone=claim.alone)
 
     def _handle(self, token: tuple[int, str, int], kind: str, content: Any) -> None:

@@ -3,21 +3,22 @@
 import os
 import re
 from base64 import b64encode
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from probatum.catalog import find_paper
 from probatum.errors import MissingExtra, NotHere
-from probatum.evidence.declaration import Claim, claims_of
+from probatum.evidence.declaration import Claim
 from probatum.evidence.measurements import Measurement, Table
 from probatum.evidence.run import Picture, Run
 
 __all__ = ["draw_figures", "measure_seed"]
 
 
-def _claim(paper: str, name: str) -> Claim:
-    return claims_of(find_paper(paper))[name]
+def _claim(module: str, name: str) -> Claim:
+    return next(value for value in vars(import_module(module)).values() if isinstance(value, Claim) and value.name == name)
 
 
 def _pictures(pictures: list[Picture]) -> list[dict[str, str]]:
@@ -46,17 +47,18 @@ def missing_module(error: ImportError, extra: str | None) -> MissingExtra:
 
 
 def measure_seed(
-    paper: str, claim: str, budget: str, seed: int, device: str, code: str, artifacts: str | None
+    module: str, name: str, budget: str, seed: int, device: str, code: str, artifacts: str | None
 ) -> dict[str, Any]:
-    """Run one seed; the document of its measurements."""
+    """Run one seed of the claim `name` that `module` declares; the document of its measurements."""
     prepare(device)
     threads = int(os.environ.get("PROBATUM_THREADS", "1"))
-    run = Run(paper, claim, budget, seed, device, threads, code, Path(artifacts) if artifacts else None)
+    claim = _claim(module, name)
+    run = Run(claim.paper, name, budget, seed, device, threads, code, Path(artifacts) if artifacts else None)
     begun = perf_counter()
     try:
-        _claim(paper, claim).measure(run, seed)
+        claim.measure(run, seed)
     except ImportError as error:
-        raise missing_module(error, find_paper(paper).extra) from error
+        raise missing_module(error, find_paper(claim.paper).extra) from error
     return {
         "seed": seed,
         "seconds": perf_counter() - begun,
@@ -67,10 +69,11 @@ def measure_seed(
     }
 
 
-def draw_figures(paper: str, claim: str, budget: str, device: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def draw_figures(module: str, name: str, budget: str, device: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Draw a claim's figures from everything measured."""
     table = Table(map(Measurement.from_json, rows))
-    run = Run(paper, claim, budget, table.seeds[0], device, table=table)
-    for draw in _claim(paper, claim).drawings:
+    claim = _claim(module, name)
+    run = Run(claim.paper, name, budget, table.seeds[0], device, table=table)
+    for draw in claim.drawings:
         draw(run)
     return {"pictures": _pictures(run.pictures), "notes": run.notes}

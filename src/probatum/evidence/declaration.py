@@ -100,10 +100,10 @@ def claim(
         raise ProbatumError(f"holds_if of {paper}:{name} is empty: a claim needs a condition")
     for condition in holds_if:
         for budget, count in budgets.items():
-            if count < condition.minimum:
+            if count < condition.minimum["seeds"]:
                 raise ProbatumError(
                     f"budgets[{budget!r}] of {paper}:{name} is {count}, but a condition of kind {condition.kind} needs at least "
-                    f"{condition.minimum} seeds"
+                    f"{condition.minimum['seeds']} seeds"
                 )
 
     def declare(measure: Measure) -> Claim:

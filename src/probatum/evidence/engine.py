@@ -14,11 +14,12 @@ from typing import Any, Protocol
 from probatum import __version__
 from probatum.catalog import find_paper
 from probatum.errors import MissingExtra, NotHere, ProbatumError, did_you_mean
-from probatum.evidence import ladder, store
+from probatum.evidence import store
 from probatum.evidence.code import code_state
 from probatum.evidence.conditions import Outcome, worst_of
 from probatum.evidence.declaration import BUDGETS, Claim
 from probatum.evidence.environment import cores, environment
+from probatum.evidence.ladder import Looks
 from probatum.evidence.measurements import Measurement, Table
 from probatum.evidence.meters import calibrate
 from probatum.evidence.pool import LocalPool, Pool, RayPool
@@ -99,8 +100,7 @@ class Case:
         self.folder = store.home() / "runs" / claim.paper / self.stem / key
         self.done: dict[int, dict[str, Any]] = {}
         self.failure: tuple[str, bool] | None = None  # text, unavailable
-        self.decided: list[list[Outcome] | None] = [None] * len(claim.holds_if)
-        self.outcomes: list[list[Outcome]] = []
+        self.outcomes: list[Outcome] = []
         self.look = 0
         self.plan = self._open()
 
@@ -108,7 +108,7 @@ class Case:
     def _open(self) -> dict[str, Any]:
         options, smoke = self.options, self.options.budget == "smoke"
         count = options.seeds or self.declared
-        least = 1 if smoke else max(condition.minimum for condition in self.claim.holds_if)
+        least = 1 if smoke else max(condition.minimum["seeds"] for condition in self.claim.holds_if)
         if count < least:
             raise ProbatumError(f"--seeds must be at least {least} for {self.claim.id} (its conditions need that many), got {count}")
         fresh = {"mode": "single", "looks": [count], "exploratory": None, "started": _now(), "sessions": 0}
@@ -131,7 +131,7 @@ class Case:
         """Write the plan, before anything is measured."""
         if self.options.budget != "smoke":
             self.plan["sessions"] += 1
-            store.write_json(self.folder / "plan.json", {k: v for k, v in self.plan.items() if k != "checksum"})
+            store.write_json(self.folder / "plan.json", self.plan)
 
     def _set_aside(self) -> None:
         aside = self.folder.with_name(f"{self.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -166,20 +166,20 @@ class Case:
 
     def judge(self) -> bool:
         """Judge the present look; True when the claim is finished, else the next look's seeds are to be run."""
-        table = self.table(self.planned)
-        level = ladder.level_of(self.plan["mode"], self.look)
-        self.outcomes = []
-        for index, condition in enumerate(self.claim.holds_if):
-            settled = self.decided[index]
-            outcomes = settled if settled is not None else condition.judge(table, level=level)
-            if all(outcome.verdict != "inconclusive" for outcome in outcomes):
-                self.decided[index] = outcomes
-            self.outcomes.append(outcomes)
+        table, seeds, looks = self.table(self.planned), self.planned, self.plan["looks"]
+        if self.plan["mode"] == "single":
+            self.outcomes = [outcome for condition in self.claim.holds_if for outcome in condition.judge(table)]
+        else:
+            self.outcomes = self.ladder.judge(self.claim.holds_if, table, seeds)
         (self.folder / "seen").touch()
-        if all(d is not None for d in self.decided) or self.look + 1 == len(self.plan["looks"]):
+        if self.look + 1 == len(looks) or all(outcome.verdict != "inconclusive" for outcome in self.outcomes):
             return True
         self.look += 1
         return False
+
+    @property
+    def ladder(self) -> Looks:
+        return Looks(self.plan["looks"][0], extended=self.plan["mode"] == "extended")
 
 
 def check(claims: Iterable[Claim], options: Options, watch: Watch) -> list[Result]:
@@ -242,12 +242,10 @@ class _Loop:
             seconds = known["seconds"] / len(known["seeds"]) * speed * len(left) / together
         prospects = []
         for condition in known["conditions"] if known else ():
-            if condition.get("half_width") is not None and condition["bound"] is not None:
-                distance = abs(condition["value"] - condition["bound"])
-                verdict = ", expected inconclusive" if condition["half_width"] > distance else ""
-                prospects.append(
-                    f"{condition['text']}: half-width {condition['half_width']:.3g} to expect, {distance:.3g} from the bound{verdict}"
-                )
+            width, distance = condition.get("half_width"), condition.get("distance")
+            if width is not None and distance is not None:
+                verdict = ", expected inconclusive" if width > distance else ""
+                prospects.append(f"{condition['text']}: half-width {width:.3g} to expect, {distance:.3g} from the bound{verdict}")
         self.watch.expect(case.claim, len(left), seconds, prospects)
 
     def _schedule(self, case: Case) -> None:
@@ -320,7 +318,7 @@ class _Loop:
 
 
 def _verdict(case: Case) -> str:
-    return worst_of(outcome.verdict for outcomes in case.outcomes for outcome in outcomes)
+    return worst_of(outcome.verdict for outcome in case.outcomes)
 
 
 def _kind(case: Case) -> str:
@@ -337,9 +335,8 @@ def _record(case: Case, verdict: str, options: Options, calibration: float) -> d
         extended = case.plan["mode"] == "extended"
         looks = {"looks": case.plan["looks"], "look": case.plan["looks"][case.look], "extended": extended}
     notes = list(dict.fromkeys(note for document in documents for note in document["notes"]))
-    if looks and looks["extended"] and case.look > 0:
-        notes.append(ladder.EXTENDED)
-    threads = documents[0]["threads"] if documents else 1
+    if looks:
+        notes.append(case.ladder.note)
     return {
         "format": 1, "kind": "claim", "probatum": __version__, "paper": claim.paper, "claim": claim.name, "version": claim.version,
         "says": claim.says, "source": claim.source, "paper_figure": claim.reported or None, "protocol": claim.protocol,
@@ -348,9 +345,9 @@ def _record(case: Case, verdict: str, options: Options, calibration: float) -> d
         "started": case.plan["started"], "seconds": sum(document["seconds"] for document in documents),
         "command": options.command, "code": case.code, "calibration": calibration,
         "measurements": [row for document in documents for row in document["measurements"]],
-        "conditions": [outcome.to_json() for outcomes in case.outcomes for outcome in outcomes],
+        "conditions": [outcome.to_json() for outcome in case.outcomes],
         "verdict": verdict, "error": case.failure[0] if case.failure else None, "figures": [],
-        "environment": environment(threads, options.device), "notes": notes,
+        "environment": documents[0]["environment"] if documents else environment(), "notes": notes,
     }  # fmt: skip
 
 

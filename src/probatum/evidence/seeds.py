@@ -11,6 +11,7 @@ from typing import Any
 from probatum.catalog import find_paper
 from probatum.errors import MissingExtra, NotHere
 from probatum.evidence.declaration import Claim
+from probatum.evidence.environment import environment
 from probatum.evidence.measurements import Measurement, Table
 from probatum.evidence.run import Picture, Run
 
@@ -62,7 +63,7 @@ def measure_seed(
     return {
         "seed": seed,
         "seconds": perf_counter() - begun,
-        "threads": threads,
+        "environment": environment(threads, device),
         "measurements": [row.to_json() for row in run.table],
         "pictures": _pictures(run.pictures),
         "notes": run.notes,

@@ -32,10 +32,13 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """At most `jobs` worker processes, started when first needed and kept; one that dies fails its task and is replaced."""
+    """At most `jobs` worker processes, started when first needed; one that dies fails its task and is replaced.
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs, self.threads = jobs, threads
+    `reuse`: keep a worker for its next task; without, every task has a fresh process (its memory is its own).
+    """
+
+    def __init__(self, jobs: int, threads: int, *, reuse: bool = True) -> None:
+        self.jobs, self.threads, self.reuse = jobs, threads, reuse
         self._idle: list[Child] = []
         self._running: dict[Any, tuple[Hashable, Child, bool]] = {}
 
@@ -64,7 +67,7 @@ class LocalPool:
                 kind, content = "failed", str(error)
             if kind != "progress":
                 del self._running[connection]
-                if kind == "failed":
+                if kind == "failed" or not self.reuse:
                     child.close()
                 else:
                     self._idle.append(child)

@@ -9,7 +9,7 @@ from probatum.cli.browse import Json
 from probatum.cli.output import console, duration, interruptible, print_json, size
 
 if TYPE_CHECKING:
-    from probatum.evidence.comparison import Comparison
+    from probatum.evidence.comparisons import Comparison
 
 
 def add_to(application: typer.Typer) -> None:
@@ -27,8 +27,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Several methods and what you would pick instead, under one protocol: quality, memory, time, and which one to take."""
-    from probatum.evidence.comparison import compare as run_comparison
-    from probatum.evidence.comparison import find_comparison
+    from probatum.evidence.comparisons import compare as run_comparison
+    from probatum.evidence.comparisons import find_comparison
 
     if name is None:
         _listing(json)
@@ -50,7 +50,7 @@ def compare(
 
 def _listing(json: bool) -> None:
     from probatum.catalog import comparisons
-    from probatum.evidence.comparison import find_comparison
+    from probatum.evidence.comparisons import find_comparison
 
     rows = [find_comparison(name) for name in comparisons()]
     if json:
@@ -77,7 +77,7 @@ def show(found: "Comparison", record: dict[str, Any], figures: list[str]) -> Non
     from rich.markup import escape
     from rich.table import Table as Grid
 
-    from probatum.evidence.comparison import means
+    from probatum.evidence.comparisons import means
     from probatum.evidence.measurements import Measurement, Table
 
     table = Table(map(Measurement.from_json, record["measurements"]))

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probatum.evidence.comparison import Arm, Comparison, ComparisonRun, Metric, comparison
+    from probatum.evidence.comparisons import Arm, Comparison, ComparisonRun, Metric, comparison
     from probatum.evidence.conditions import (
         above, any_of, as_good, below, equal, exact, faster, product, proportion, ratio, share_of_gain,
         slope,
@@ -19,7 +19,7 @@ _HOME = {
     "Claim": "declaration",
     "claim": "declaration",
     "Run": "run",
-    **dict.fromkeys(["Arm", "Comparison", "ComparisonRun", "Metric", "comparison"], "comparison"),
+    **dict.fromkeys(["Arm", "Comparison", "ComparisonRun", "Metric", "comparison"], "comparisons"),
     **dict.fromkeys(
         ["above", "any_of", "as_good", "below", "equal", "exact", "faster", "product", "proportion", "ratio",
          "share_of_gain", "slope"],

@@ -105,7 +105,7 @@ def find_comparison(name: str) -> Comparison:
     """The comparison of this name; an unknown one is told the nearest."""
     known = comparisons()
     if name not in known:
-        raise ProbatumError(f"unknown comparison {name!r}: {did_you_mean(name, known) or "none is built yet"}")
+        raise ProbatumError(f"unknown comparison {name!r}: {did_you_mean(name, known) or 'none is built yet'}")
     module = import_module(f"probatum.claims.{known[name]}.comparison")
     return next(value for value in vars(module).values() if isinstance(value, Comparison) and value.name == name)
 

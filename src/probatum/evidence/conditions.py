@@ -178,8 +178,8 @@ class Condition:
     def judge(self, table: Table, level: float = ONE_LOOK) -> list[Outcome]:
         """The outcomes (one, or one a baseline) at one-sided `level`: 0.025, or the ladder's.
 
-        Raises: ProbatumError for what is an error and not a verdict (too few seeds, an incomplete table, a score that is
-        not finite without `worst`, a seed that is not used).
+        Raises: ProbatumError for what is an error and not a verdict (too few seeds, an incomplete table, a score
+        that is not finite without `worst`, a seed that is not used).
         """
         if level not in LEVELS:
             allowed = ", ".join(map(str, LEVELS))
@@ -281,9 +281,9 @@ class _Contrast(_Simple):
         rows = {name: _rows(table, name, self.metric, seeds, self.settings.worst, own_seeds=own) for name in names}
         if self.kind == "items":
             _same_length(self, rows, seeds)
-        columns = [self._reduce(table, name, rows[name]) for name in names]
         if self.kind != "exact":
-            _check_seed_used(self, names, columns)
+            _check_seed_used(self, rows)
+        columns = [self._reduce(table, name, rows[name]) for name in names]
         if self.per is None:
             return columns
         _seeds(table, self.per, names)
@@ -398,7 +398,7 @@ class _Contrast(_Simple):
         return None
 
     def _floor(self, table: Table, columns: list[Array], d: Array | None) -> float:
-        """The metric's resolution: declared, one answer of 0/1 items, or, if all differences agree, the smallest step."""
+        """The metric's resolution: declared, one answer of 0/1 items, or if all differences agree the least step."""
         if self.settings.resolution:
             return self.settings.resolution
         n = self._item_count(table)
@@ -406,7 +406,7 @@ class _Contrast(_Simple):
             rows = [r for name, _ in self.arms for r in table.of(name, self.metric).values() if r.samples is not None]
             if all(set(r.samples or ()) <= {0.0, 1.0} for r in rows):
                 return 1 / n
-        if d is None or not _identical(d):
+        if d is None or np.ptp(d) > 1e-12 * np.abs(np.concatenate(columns)).max():
             return 0.0
         steps = np.diff(np.unique(np.concatenate(columns)))
         steps = steps[steps > 1e-12 * max(float(np.abs(column).max()) for column in columns)]
@@ -986,26 +986,20 @@ def _truth(table: Table, system: str, metric: str, row: Measurement | None, size
     return np.array(found.samples, float)
 
 
-def _identical(values: Array) -> bool:
-    flat = values.reshape(len(values), -1)
-    return len(flat) > 1 and bool(np.all(np.ptp(flat, axis=0) <= 1e-12 * np.abs(flat).max(axis=0)))
-
-
-def _check_seed_used(condition: _Contrast, names: Sequence[str], columns: Sequence[Array]) -> None:
+def _check_seed_used(condition: _Contrast, rows: Mapping[str, Sequence[Measurement | None]]) -> None:
     """A metric identical over all seeds of an arm that trains is a seed that is not used: an error, not certainty."""
-    metric, worst, trained = condition.metric, condition.settings.worst, condition.settings.trained
+    metric, trained = condition.metric, condition.settings.trained
+    seen = {name: {(row.value, row.samples) if row else None for row in column} for name, column in rows.items()}
     still = [
-        name
-        for name, column in zip(names, columns, strict=True)
-        if _identical(column) and not (worst is not None and np.all(column == worst))
+        name for name, column in rows.items() if len(column) > 1 and len(seen[name]) == 1 and None not in seen[name]
     ]
     flagged = [name for name in still if name in ([trained] if isinstance(trained, str) else trained)]
     if flagged:
         raise ProbatumError(
             f"{metric} of {flagged[0]!r}, which trains, is identical over all seeds: the seed is not used"
         )
-    if len(still) == len(names):
-        arms = " and ".join(map(repr, names))
+    if len(still) == len(rows):
+        arms = " and ".join(map(repr, still))
         remedy = "use the seed, or kind 'exact' if nothing is random"
         raise ProbatumError(f"{metric} of {arms} is identical over all seeds: {remedy}")
 

@@ -47,7 +47,7 @@ class Interval:
     """An estimate and its interval.
 
     `half_width` and `distance` (from the estimate to the bound) are on the scale where the interval was computed: log
-    for timing. `n` counts what is random: seeds, processes, trials. `sd` is its standard deviation, None for a proportion.
+    for timing. `n` counts what is random: seeds, processes, trials; `sd` its standard deviation, None for proportions.
     """
 
     value: float
@@ -307,16 +307,7 @@ def frechet_jackknife(
         raise ProbatumError(f"generated must hold at least 500 and 8 d = {8 * d} images, got {n}")
     if n % groups or groups < 2:
         raise ProbatumError(f"groups must divide the {n} generated images and be 2 or more, got {groups}")
-    target = _Reference(reference)
-    center = x.mean(axis=0)
-    parts = (x - center).reshape(groups, n // groups, d)
-    sums, products = parts.sum(axis=1), parts.transpose(0, 2, 1) @ parts
-    total, m = products.sum(axis=0), n - n // groups
-    without = []
-    for s, product in zip(-sums, products, strict=True):
-        covariance = (total - product - np.outer(s, s) / m) / (m - 1)
-        without.append(target.distance(center + s / m, covariance))
-    return target.distance(center, total / (n - 1)), tuple(without)
+    return _Reference(reference).jackknife(x, groups)
 
 
 def group_jackknife(value: float, without: Sequence[float]) -> float:
@@ -342,6 +333,19 @@ class _Reference:
         values = np.linalg.eigvalsh(self.root @ covariance @ self.root)
         shift = mean - self.mean
         return float(shift @ shift + np.trace(covariance) + self.trace - 2 * np.sqrt(values.clip(0)).sum())
+
+    def jackknife(self, x: Array, groups: int) -> tuple[float, tuple[float, ...]]:
+        """Distances of all (n, d) and without each group, from the sums of the groups: the images are read once."""
+        n, d = x.shape
+        center = x.mean(axis=0)
+        parts = (x - center).reshape(groups, n // groups, d)
+        sums, products = parts.sum(axis=1), parts.transpose(0, 2, 1) @ parts
+        total, m = products.sum(axis=0), n - n // groups
+        without = []
+        for s, product in zip(-sums, products, strict=True):
+            covariance = (total - product - np.outer(s, s) / m) / (m - 1)
+            without.append(self.distance(center + s / m, covariance))
+        return self.distance(center, total / (n - 1)), tuple(without)
 
 
 def _features(x: ArrayLike, name: str) -> Array:

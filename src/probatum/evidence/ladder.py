@@ -87,7 +87,7 @@ def critical_value(n: int, level: float = ONE_LOOK) -> float:
 
 
 def expected_half_width(sd: float, n: int, level: float = ONE_LOOK) -> float:
-    """Half-width of a t interval over n seeds of standard deviation `sd`, as a committed record has it: for planning."""
+    """Half-width of a t interval over n seeds of standard deviation `sd` (a committed record's): for planning."""
     return critical_value(n, level) * sd / math.sqrt(n)
 
 

@@ -1,6 +1,7 @@
 """The site on made-up records: what it says, what it refuses, and how a real browser lays it out."""
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pytest
 
 from probatum import ProbatumError
 from probatum.catalog import catalog, families
-from probatum.evidence.report import write_site
+from probatum.evidence.report import current_hashes, write_site
 from probatum.evidence.report.markup import Markup, amount, el, number, prose
 from probatum.evidence.report.reading import flags, is_quoted, problem, rank, worst
 from probatum.evidence.report.strips import interval_strip, seed_strip, side_that_holds
@@ -222,8 +223,9 @@ def test_no_strip_without_a_bound(bound):
 def test_strips_survive_degenerate_numbers():
     assert interval_strip(condition(value=1.0, bound=1.0, interval=None))
     assert interval_strip(condition(value=0.0, bound=0.0, interval=(0.0, 0.0)))
-    one_sided = interval_strip(condition(value=2.0, bound=1.0, interval=(1.5, float("inf"))))
-    assert "interval 1.5 to ∞" in one_sided and "nan" not in one_sided
+    for end in (float("inf"), None):  # a record has null for what is not finite
+        one_sided = interval_strip(condition(value=2.0, bound=1.0, interval=(1.5, end)))
+        assert "interval 1.5 to ∞" in one_sided and "nan" not in one_sided
     assert seed_strip([1.0, 1.0], (1.0, 1.0)) is None
     assert seed_strip([0.0, float("nan")], (0.0, 1.0)).count("<circle") == 1
 
@@ -431,6 +433,26 @@ def test_data_is_the_records_themselves(made, tmp_path):
     given = [{key: value for key, value in r.items() if not key.startswith("_")} for r in made]
     key = json.dumps
     assert sorted(stored, key=key) == sorted(given, key=key)
+
+
+def test_the_data_folder_is_a_records_folder_that_loads_again(tmp_path):
+    store = pytest.importorskip("probatum.evidence.store")
+    path = tmp_path / "records/mezo/accuracy.quick.cpu.json"
+    png(path.with_suffix("") / "curve.png")
+    store.write_json(path, record(figures=[{"name": "curve", "caption": "c", "file": "curve.png"}]))
+    root = write_site(store.load_records(tmp_path / "records"), tmp_path / "site").parent
+    again = store.load_records(root / "data")
+    assert [r["_path"] for r in again] == [str(root / "data/mezo/accuracy.quick.cpu.json")]
+    write_site(again, tmp_path / "second")
+    assert (tmp_path / "second/papers/mezo.html").read_bytes() == (root / "papers/mezo.html").read_bytes()
+
+
+def test_todays_hashes_are_those_a_record_of_today_has(monkeypatch):
+    code = pytest.importorskip("probatum.evidence.code")
+    paper = dataclasses.replace(catalog()["mezo"], public=("MeZO",), claims=("accuracy", "memory"))
+    monkeypatch.setattr("probatum.catalog.catalog", lambda: {"mezo": paper, "carn": catalog()["carn"]})
+    today = code.code_hash(paper)
+    assert current_hashes() == {("mezo", "accuracy"): today, ("mezo", "memory"): today}
 
 
 def test_every_link_within_the_site_leads_somewhere(made, tmp_path):

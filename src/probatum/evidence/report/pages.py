@@ -465,7 +465,7 @@ def _conditions(conditions: Sequence[dict[str, Any]]) -> Markup | None:
             join(inline(condition["text"]), _fine_print(condition)),
             interval_strip(condition),
             number(condition.get("value")),
-            join(number(interval[0]), " to ", number(interval[1])) if interval else "none",
+            f"{_end(interval[0], '−')} to {_end(interval[1])}" if interval else "none",
             number(condition.get("bound")),
             badge(condition["verdict"]),
         ]
@@ -486,6 +486,11 @@ def _conditions(conditions: Sequence[dict[str, Any]]) -> Markup | None:
         el("tbody", rows),
         class_="conditions",
     )
+
+
+def _end(end: float | None, sign: str = "") -> str:
+    """An end of an interval; JSON has null for what is not finite."""
+    return f"{sign}∞" if end is None else number(end)
 
 
 def _fine_print(condition: dict[str, Any]) -> Markup:

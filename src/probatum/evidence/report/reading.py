@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-__all__ = ["VERDICTS", "flags", "is_older_code", "is_quoted", "problem", "rank", "worst"]
+__all__ = ["VERDICTS", "current_hashes", "flags", "is_older_code", "is_quoted", "problem", "rank", "worst"]
 
 VERDICTS = ("error", "fails", "inconclusive", "holds", "ran")  # the worst first
 BUDGETS = ("smoke", "quick", "full")
@@ -12,6 +12,15 @@ FORMAT = 1
 
 Record = dict[str, Any]
 Hashes = Mapping[tuple[str, str], str]
+
+
+def current_hashes() -> dict[tuple[str, str], str]:
+    """(paper, claim) -> hash of the files it rests on today, for all built papers."""
+    from probatum.catalog import catalog
+    from probatum.evidence.code import code_hash
+
+    built = [paper for paper in catalog().values() if paper.claims]
+    return {(paper.id, claim): code for paper in built for code in [code_hash(paper)] for claim in paper.claims}
 
 
 def worst(verdicts: Iterable[str]) -> str | None:

@@ -52,7 +52,11 @@ def interval_strip(condition: dict) -> Markup | None:
             [el("line", x1=end, x2=end, y1=10, y2=20, class_="bar cap") for end in (left, right)],
         )
     anchor = "start" if at < 40 else "end" if at > WIDTH - 40 else "middle"
-    said = f"value {number(value)}" + (f", interval {number(low)} to {number(high)}" if bar else "")
+    said = f"value {number(value)}" + (
+        f", interval {number(-math.inf if low is None else low)} to {number(math.inf if high is None else high)}"
+        if bar
+        else ""
+    )
     said += f", bound {number(bound)}" + (f", holds {side} it" if side else "")
     return el(
         "svg",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probatum.cli.browse import Json
-from probatum.cli.output import console, interruptible, print_json
+from probatum.cli.output import interruptible, print_json
 from probatum.errors import ProbatumError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def match(
     if parses and weight is None:
         semiring = algebra.MAXTIMES
     matcher = Matcher(pattern, semiring, search=not whole)
-    out = console()
     if plan:
         print(matcher.plan(), file=sys.stderr)
     paths = list(_paths(files))
@@ -80,7 +79,7 @@ def match(
             if json:
                 rows.append(_row(hit))
             else:
-                _print(hit, spans, several, out.is_terminal)
+                _print(hit, spans, several)
         if json:
             print_json(rows)
     raise SystemExit(0 if matched else 1)
@@ -115,7 +114,7 @@ def _row(hit: "Found") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print(hit: "Found", spans: bool, several: bool, colour: bool) -> None:
+def _print(hit: "Found", spans: bool, several: bool) -> None:
     place = (f"{hit.path}:" if several else "") + (f"{hit.line}:" if hit.line and several else "")
     weight = "" if hit.weight is None else f"{hit.weight:g}\t" if isinstance(hit.weight, float) else f"{hit.weight}\t"
     if spans:

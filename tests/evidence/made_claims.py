@@ -108,3 +108,15 @@ def stored(run: Run, seed: int) -> None:
     """Reads a number from a file that is made once."""
     run.record("ours", score=int(run.artifact("number.txt", write_number, number=5).read_text("ascii")))
     run.record("theirs", score=5)
+
+
+@claim(PAPER, "lossy", version=1, says="loses a worker", source="made", budgets=BUDGETS,
+       holds_if=[above("score", "ours", 0.0, kind="paired")])  # fmt: skip
+def lossy(run: Run, seed: int) -> None:
+    """The worker of seed 1 is killed the first time."""
+    trace(f"lossy {seed}")
+    marker = Path(os.environ["MADE_LOSE"])
+    if seed == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), 9)
+    run.record("ours", score=1 + 0.01 * run.rng.standard_normal())

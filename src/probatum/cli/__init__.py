@@ -9,7 +9,7 @@ def app():
     """The typer application with every command."""
     import typer
 
-    from probatum.cli import browse, check, jobs, report
+    from probatum.cli import browse, check, compare, jobs, report
 
     application = typer.Typer(
         help="Efficient deep learning, tested: use a published method, re-run its claim, or ask which one to take.",
@@ -18,7 +18,7 @@ def app():
         add_completion=True,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for group in (browse, check, report, jobs):
+    for group in (browse, check, compare, report, jobs):
         group.add_to(application)
     return application
 

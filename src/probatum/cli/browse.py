@@ -30,6 +30,8 @@ def _last_verdicts() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, tuple[str, str]]] = {}
     for root in (store.home() / "modified", store.home() / "records"):
         for record in store.load_records(root):
+            if record["kind"] != "claim":
+                continue
             claims = found.setdefault(record["paper"], {})
             if record["claim"] not in claims or record["started"] >= claims[record["claim"]][0]:
                 claims[record["claim"]] = (record["started"], record["verdict"])

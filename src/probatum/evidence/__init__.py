@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probatum.evidence.comparisons import Arm, Comparison, ComparisonRun, Metric, comparison
     from probatum.evidence.conditions import (
-        above, any_of, as_good, below, equal, exact, faster, proportion, ratio, share_of_gain, slope,
+        above, any_of, as_good, below, equal, exact, faster, product, proportion, ratio, share_of_gain,
+        slope,
     )  # fmt: skip
     from probatum.evidence.declaration import Claim, claim
     from probatum.evidence.run import Run
@@ -17,15 +19,17 @@ _HOME = {
     "Claim": "declaration",
     "claim": "declaration",
     "Run": "run",
+    **dict.fromkeys(["Arm", "Comparison", "ComparisonRun", "Metric", "comparison"], "comparisons"),
     **dict.fromkeys(
-        ["above", "any_of", "as_good", "below", "equal", "exact", "faster", "proportion", "ratio", "share_of_gain", "slope"],
+        ["above", "any_of", "as_good", "below", "equal", "exact", "faster", "product", "proportion", "ratio",
+         "share_of_gain", "slope"],
         "conditions",
     ),
 }
 
 __all__ = [
-    "Claim", "Run", "above", "any_of", "as_good", "below", "claim", "equal", "exact", "faster", "proportion", "ratio",
-    "share_of_gain", "slope",
+    "Arm", "Claim", "Comparison", "ComparisonRun", "Metric", "Run", "above", "any_of", "as_good", "below", "claim", "comparison", "equal", "exact", "faster",
+    "product", "proportion", "ratio", "share_of_gain", "slope",
 ]  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Conditions of a claim: what must be true of its measurements, declared before anything runs.
 
 A condition is one number and a bound. Its kind names the evidence and so decides the judge; its text states the scope.
-It `holds` or `fails` where the interval (95 %) lies on one side of the bound and is `inconclusive` where it straddles or
-touches it.
+It `holds` or `fails` where the interval (95 %) lies on one side of the bound and is `inconclusive` where it straddles
+or touches it.
 
 >>> above("accuracy", "mezo", "linear probe", kind="items").text
 'accuracy: mezo above linear probe, on items like these'
@@ -75,7 +75,8 @@ class Outcome:
     """What a condition came to.
 
     `value`, `bound` and `interval` share one scale; `half_width`, `distance` (estimate to bound) and `sd` are on the
-    judge's: log for timing, the contrast for a ratio. `n` counts seeds, processes or trials; `p` is two-sided at the bound.
+    judge's: log for timing, the contrast for a ratio. `n` counts seeds, processes or trials; `p` is two-sided, at the
+    bound.
     """
 
     text: str
@@ -114,8 +115,8 @@ class Options(TypedDict, total=False):
         seed, and make it a statement about no more than that.
     on: replaces the scope of the kind in the text, as "on these 12 photos".
     trained: arms that train, so that a metric identical over all their seeds is an error (the seed is not used).
-    resolution: smallest step of the metric; a paired half-width is never below it. Taken from 0/1 samples if there are any.
-    groups: items in groups (crops of a photo): items a group if consecutive, or a label an item; averaged before judging.
+    resolution: smallest step of the metric; a paired half-width is never below it. Taken from 0/1 samples if any.
+    groups: items in groups (crops of a photo): items a group if consecutive, or a label an item; averaged first.
     statistic: "kendall", "auc", "f1", "harmonic", "ap" or a function of (scores, truth) or (scores), judged on its
         pseudo-values.
     truth: the metric whose samples are the truth, recorded by the arm itself or by one other system.
@@ -177,8 +178,8 @@ class Condition:
     def judge(self, table: Table, level: float = ONE_LOOK) -> list[Outcome]:
         """The outcomes (one, or one a baseline) at one-sided `level`: 0.025, or the ladder's.
 
-        Raises: ProbatumError for what is an error and not a verdict (too few seeds, an incomplete table, a score that is not
-        finite without `worst`, a seed that is not used).
+        Raises: ProbatumError for what is an error and not a verdict (too few seeds, an incomplete table, a score
+        that is not finite without `worst`, a seed that is not used).
         """
         if level not in LEVELS:
             allowed = ", ".join(map(str, LEVELS))
@@ -251,8 +252,8 @@ class _Simple(Condition):
 class _Contrast(_Simple):
     """sum of weight x arm against a bound.
 
-    Margin, ratio and share of a gain are all such contrasts, so that t is exact. `unit` weighs the arms whose mean the value
-    is divided by when shown, `offset` is added: a ratio A / B is shown as c + (A - c B) / mean B, the ratio of the means.
+    Margin, ratio and share of a gain are all such contrasts, so that t is exact. `unit` weighs the arms whose mean the
+    value is divided by when shown, `offset` is added: A / B is shown as c + (A - c B) / mean B, the ratio of the means.
     """
 
     arms: tuple[tuple[str, float], ...]
@@ -280,9 +281,9 @@ class _Contrast(_Simple):
         rows = {name: _rows(table, name, self.metric, seeds, self.settings.worst, own_seeds=own) for name in names}
         if self.kind == "items":
             _same_length(self, rows, seeds)
-        columns = [self._reduce(table, name, rows[name]) for name in names]
         if self.kind != "exact":
-            _check_seed_used(self, names, columns)
+            _check_seed_used(self, rows)
+        columns = [self._reduce(table, name, rows[name]) for name in names]
         if self.per is None:
             return columns
         _seeds(table, self.per, names)
@@ -292,7 +293,7 @@ class _Contrast(_Simple):
         return [columns[0] * units[1], columns[1] * units[0]]
 
     def _reduce(self, table: Table, name: str, rows: list[Measurement | None]) -> Array:
-        """(S,) or (S, I): what the judge takes of one arm's rows, None where a row is missing and scored as the worst."""
+        """(S,) or (S, I): what the judge takes of one arm's rows; a row that is None is scored as the worst."""
         what, worst, settings = f"{self.metric} of {name!r}", self.settings.worst, self.settings
         if self.kind != "items":
             read = {"distance": self._distance, "slope": self._slope}.get(self.kind, lambda _, row: row.value)
@@ -329,7 +330,7 @@ class _Contrast(_Simple):
         base = 1.0
         if self.unit:
             base = sum(u * float(column.mean()) for u, column in zip(self.unit, columns, strict=False))
-            if base <= 0 and len(self.arms) == 2:
+            if base <= 0 and len(self.arms) == 2 and self.per is None:
                 raise ProbatumError(
                     f"{self.says}: a ratio is of positive quantities, got {base:.6g} for {self.arms[1][0]!r}"
                 )
@@ -397,7 +398,7 @@ class _Contrast(_Simple):
         return None
 
     def _floor(self, table: Table, columns: list[Array], d: Array | None) -> float:
-        """The metric's resolution: declared, one answer of the 0/1 items, or, when all differences agree, the smallest step seen."""
+        """The metric's resolution: declared, one answer of 0/1 items, or if all differences agree the least step."""
         if self.settings.resolution:
             return self.settings.resolution
         n = self._item_count(table)
@@ -405,7 +406,7 @@ class _Contrast(_Simple):
             rows = [r for name, _ in self.arms for r in table.of(name, self.metric).values() if r.samples is not None]
             if all(set(r.samples or ()) <= {0.0, 1.0} for r in rows):
                 return 1 / n
-        if d is None or not _identical(d):
+        if d is None or np.ptp(d) > 1e-12 * np.abs(np.concatenate(columns)).max():
             return 0.0
         steps = np.diff(np.unique(np.concatenate(columns)))
         steps = steps[steps > 1e-12 * max(float(np.abs(column).max()) for column in columns)]
@@ -633,7 +634,7 @@ def as_good(
     higher_is_better: bool = True,
     **options: Unpack[Options],
 ) -> Condition:
-    """system - baseline > -within, or < within where lower is better. `within` is fixed, above 0, never taken from the data."""
+    """system - baseline > -within, or < within where lower is better; `within` above 0, never taken from the data."""
     delta, sign = _number("within", within), 1 if higher_is_better else -1
     if delta <= 0:
         raise ProbatumError(f"within must be above 0 ('as good as' needs a margin fixed beforehand), got {within!r}")
@@ -674,7 +675,10 @@ def ratio(
 def faster(
     system: str, baseline: str | Sequence[str], *, by: float, metric: str = "seconds", **options: Unpack[Options]
 ) -> Condition:
-    """time of baseline / time of system >= by, over fresh processes. A bound lies at least 1.2 times below the ratio expected."""
+    """time of baseline / time of system >= by, over fresh processes.
+
+    A bound lies at least 1.2 times below the ratio expected.
+    """
     if _number("by", by) <= 0:
         raise ProbatumError(f"by must be above 0, got {by!r}")
 
@@ -688,15 +692,13 @@ def faster(
 def share_of_gain(
     metric: str, system: str, baseline: str, *, over: str, kind: Kind, at_least: float, **options: Unpack[Options]
 ) -> Condition:
-    """(system - over) / (baseline - over) >= at_least, where baseline is the full gain; with baseline - over > 0 as its own condition.
+    """(system - over) / (baseline - over) >= at_least, with baseline - over > 0 as its own condition.
 
     For a metric where lower is better both differences are negative: record its negative.
     """
     c = _number("at_least", at_least)
     if c <= 0:
         raise ProbatumError(f"at_least must be above 0, got {at_least!r}")
-    if kind == "timing":
-        raise ProbatumError("a share of a gain is not defined for kind 'timing'")
     gain = _contrast(
         f"{metric}: {baseline} above {over}", metric, kind, ((baseline, 1.0), (over, -1.0)), 1, 0.0, options
     )
@@ -717,7 +719,7 @@ def product(
     at_least: float = 1.0,
     **options: Unpack[Options],
 ) -> Condition:
-    """metric a unit of `per` (gain a second) at least `at_least` times baseline's, as g_system T_baseline - c g_baseline T_system > 0."""
+    """metric / per (gain a second) above at_least x baseline's, as g_system T_baseline - c g_baseline T_system > 0."""
     c = _number("at_least", at_least)
     if c <= 0 or kind != "paired":
         raise ProbatumError(f"a product form takes at_least above 0 and kind 'paired', got {at_least!r}, {kind!r}")
@@ -738,7 +740,7 @@ def exact(
     within: float = 0.0,
     **options: Unpack[Options],
 ) -> Condition:
-    """The value of every seed equals, is at most or is at least a number, up to `within`: a count, a size, "no run diverged"."""
+    """The value of every seed is, is at most or is at least a number, up to `within`: a count, "no run diverged"."""
     if sum(v is not None for v in (equals, at_most, at_least)) != 1:
         raise ProbatumError("exact takes one of equals, at_most, at_least")
     slack = _margin("within", within)
@@ -810,15 +812,11 @@ def _compare(
     more = f" by more than {by:g}" if by else ""
 
     def build(name: str) -> _Simple:
-        if kind == "timing":
-            raise ProbatumError("kind 'timing' compares ratios: use faster(...) or ratio(...)")
         says = f"{metric}: {system} {word} {name}{more}"
         return _contrast(says, metric, kind, ((system, 1.0), (name, -1.0)), sign, sign * by, options)
 
     if isinstance(baseline, (int, float)):
         number = _number("baseline", baseline)
-        if kind == "timing":
-            raise ProbatumError("kind 'timing' compares two arms: a time in seconds is no condition")
         says = f"{metric}: {system} {word} {number:g}{more}"
         return _contrast(says, metric, kind, ((system, 1.0),), sign, number + sign * by, options)
     return _each(build, baseline)
@@ -837,6 +835,8 @@ def _contrast(
     names = [name for name, _ in arms]
     if len(set(names)) != len(names):
         raise ProbatumError(f"a condition compares different systems, got {', '.join(map(repr, names))}")
+    if kind == "timing":
+        raise ProbatumError("kind 'timing' judges ratios of two arms: use faster(...) or ratio(...)")
     if kind == "proportion" or (kind == "slope" and not says.startswith("slope")):
         raise ProbatumError(f"kind {kind!r} has its own constructor: {kind}(...)")
     return _Contrast(says, kind, metric, sign, bound, _settings(kind, options), arms, **more)
@@ -908,7 +908,7 @@ def _rows(
     *,
     own_seeds: bool = False,
 ) -> list[Measurement | None]:
-    """A row a seed; None where nothing was recorded and `worst` stands in. `own_seeds`: whichever seeds the system has."""
+    """A row a seed; None where nothing was recorded and `worst` stands in. `own_seeds`: those that the system has."""
     found = table.of(system, metric)
     if own_seeds:
         return list(found.values())
@@ -986,26 +986,20 @@ def _truth(table: Table, system: str, metric: str, row: Measurement | None, size
     return np.array(found.samples, float)
 
 
-def _identical(values: Array) -> bool:
-    flat = values.reshape(len(values), -1)
-    return len(flat) > 1 and bool(np.all(np.ptp(flat, axis=0) <= 1e-12 * np.abs(flat).max(axis=0)))
-
-
-def _check_seed_used(condition: _Contrast, names: Sequence[str], columns: Sequence[Array]) -> None:
+def _check_seed_used(condition: _Contrast, rows: Mapping[str, Sequence[Measurement | None]]) -> None:
     """A metric identical over all seeds of an arm that trains is a seed that is not used: an error, not certainty."""
-    metric, worst, trained = condition.metric, condition.settings.worst, condition.settings.trained
+    metric, trained = condition.metric, condition.settings.trained
+    seen = {name: {(row.value, row.samples) if row else None for row in column} for name, column in rows.items()}
     still = [
-        name
-        for name, column in zip(names, columns, strict=True)
-        if _identical(column) and not (worst is not None and np.all(column == worst))
+        name for name, column in rows.items() if len(column) > 1 and len(seen[name]) == 1 and None not in seen[name]
     ]
     flagged = [name for name in still if name in ([trained] if isinstance(trained, str) else trained)]
     if flagged:
         raise ProbatumError(
             f"{metric} of {flagged[0]!r}, which trains, is identical over all seeds: the seed is not used"
         )
-    if len(still) == len(names):
-        arms = " and ".join(map(repr, names))
+    if len(still) == len(rows):
+        arms = " and ".join(map(repr, still))
         remedy = "use the seed, or kind 'exact' if nothing is random"
         raise ProbatumError(f"{metric} of {arms} is identical over all seeds: {remedy}")
 

@@ -25,7 +25,7 @@ from probatum.evidence.meters import calibrate
 from probatum.evidence.pool import LocalPool, Pool, RayPool
 from probatum.evidence.seeds import draw_figures, measure_seed
 
-__all__ = ["Options", "Result", "Watch", "check"]
+__all__ = ["Options", "Result", "Watch", "check", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ class _Loop:
             if self.options.keep is not None:
                 places.append(self.options.keep / case.claim.paper)
             for place in places:
-                result.figures = _write_record(place, case.stem, record, pictures)
+                result.figures = write_record(place, case.stem, record, pictures)
         self.results[case.claim.id] = result
         self.watch.end(result)
 
@@ -351,7 +351,7 @@ def _record(case: Case, verdict: str, options: Options, calibration: float) -> d
     }  # fmt: skip
 
 
-def _write_record(place: Path, stem: str, record: dict[str, Any], pictures: list[dict[str, str]]) -> list[str]:
+def write_record(place: Path, stem: str, record: dict[str, Any], pictures: list[dict[str, str]]) -> list[str]:
     """Figures into a fresh folder, the folder into its place, then the record: a killed write leaves the old record with its figures."""
     target = place / stem
     paths = []

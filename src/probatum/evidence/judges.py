@@ -1,8 +1,9 @@
 """Intervals for the numbers that conditions are about: pure functions on arrays, one a kind of evidence.
 
 Every judge returns an `Interval` at `level` a side (0.025: a 95 % interval) and the two-sided p of `bound`, such that
-p >= 2 level exactly where the interval contains the bound. Sources: Student and Welch t; Clopper and Pearson 1934; two-way
-random effects with Satterthwaite's degrees of freedom; Agresti and Min 2005 for the 0/1 term; jackknife pseudo-values.
+p >= 2 level exactly where the interval contains the bound. Sources: Student and Welch t; Clopper and Pearson 1934;
+two-way random effects with Satterthwaite's degrees of freedom; Agresti and Min 2005 for the 0/1 term; jackknife
+pseudo-values.
 
 >>> found = paired([0.042, 0.057, 0.073])
 >>> round(found.low, 7), round(found.high, 7)
@@ -45,8 +46,8 @@ Array = NDArray[np.float64]
 class Interval:
     """An estimate and its interval.
 
-    `half_width` and `distance` (from the estimate to the bound) are on the scale where the interval was computed: log for
-    timing. `n` counts what is random: seeds, processes, trials. `sd` is its standard deviation, None for a proportion.
+    `half_width` and `distance` (from the estimate to the bound) are on the scale where the interval was computed: log
+    for timing. `n` counts what is random: seeds, processes, trials; `sd` its standard deviation, None for proportions.
     """
 
     value: float
@@ -80,7 +81,7 @@ def paired(d: ArrayLike, *, bound: float = 0.0, level: float = 0.025, resolution
 def unpaired(
     arms: Sequence[tuple[float, ArrayLike]], *, bound: float = 0.0, level: float = 0.025, resolution: float = 0.0
 ) -> Interval:
-    """Welch t for sum over arms of weight x mean; arms of (weight, values of any length >= 2). n is the smallest arm."""
+    """Welch t for sum over arms of weight x mean; arms of (weight, values, 2 or more). n is the smallest arm."""
     values = [(w, _array(x, 1, "values of an arm", 2)) for w, x in arms]
     shares = [w * w * float(x.var(ddof=1)) / len(x) for w, x in values]
     total = sum(shares)
@@ -132,7 +133,9 @@ def items_half_width(
 
 
 def timing(a: Sequence[ArrayLike], b: Sequence[ArrayLike], *, bound: float = 1.0, level: float = 0.025) -> Interval:
-    """The ratio of times a / b: t over processes of the median log ratio of pairs, exponentiated; a process is (pairs,).
+    """The ratio of times a / b: t over processes of the median log ratio of pairs, exponentiated.
+
+    A process is the times (pairs,) of an arm, in seconds; pair j of both arms was measured back to back.
 
     One process gives the ratio with the interval (0, inf): a launch cannot speak for the next one.
     """
@@ -239,8 +242,8 @@ STATISTICS: dict[str, Callable[[Array, Array], float]] = {
 def pseudo_values(statistic: str | Callable[..., float], scores: ArrayLike, truth: ArrayLike | None = None) -> Array:
     """I T - (I - 1) T(without item i) for each item: scores (I,), truth (I,) or None -> (I,); their mean estimates T.
 
-    `statistic` is a name of STATISTICS or a function of (scores) or (scores, truth). Kendall's costs O(I^2), the others I
-    evaluations.
+    `statistic` is a name of STATISTICS or a function of (scores) or (scores, truth). Kendall's costs O(I^2), the others
+    I evaluations.
     """
     x = _array(scores, 1, "scores", 3)
     y = None if truth is None else _array(truth, 1, "truth", 3)
@@ -304,16 +307,7 @@ def frechet_jackknife(
         raise ProbatumError(f"generated must hold at least 500 and 8 d = {8 * d} images, got {n}")
     if n % groups or groups < 2:
         raise ProbatumError(f"groups must divide the {n} generated images and be 2 or more, got {groups}")
-    target = _Reference(reference)
-    center = x.mean(axis=0)
-    parts = (x - center).reshape(groups, n // groups, d)
-    sums, products = parts.sum(axis=1), parts.transpose(0, 2, 1) @ parts
-    total, m = products.sum(axis=0), n - n // groups
-    without = []
-    for s, product in zip(-sums, products, strict=True):
-        covariance = (total - product - np.outer(s, s) / m) / (m - 1)
-        without.append(target.distance(center + s / m, covariance))
-    return target.distance(center, total / (n - 1)), tuple(without)
+    return _Reference(reference).jackknife(x, groups)
 
 
 def group_jackknife(value: float, without: Sequence[float]) -> float:
@@ -339,6 +333,19 @@ class _Reference:
         values = np.linalg.eigvalsh(self.root @ covariance @ self.root)
         shift = mean - self.mean
         return float(shift @ shift + np.trace(covariance) + self.trace - 2 * np.sqrt(values.clip(0)).sum())
+
+    def jackknife(self, x: Array, groups: int) -> tuple[float, tuple[float, ...]]:
+        """Distances of all (n, d) and without each group, from the sums of the groups: the images are read once."""
+        n, d = x.shape
+        center = x.mean(axis=0)
+        parts = (x - center).reshape(groups, n // groups, d)
+        sums, products = parts.sum(axis=1), parts.transpose(0, 2, 1) @ parts
+        total, m = products.sum(axis=0), n - n // groups
+        without = []
+        for s, product in zip(-sums, products, strict=True):
+            covariance = (total - product - np.outer(s, s) / m) / (m - 1)
+            without.append(self.distance(center + s / m, covariance))
+        return self.distance(center, total / (n - 1)), tuple(without)
 
 
 def _features(x: ArrayLike, name: str) -> Array:
@@ -366,7 +373,7 @@ def _signs(x: Array) -> Array:
 
 
 def _two_way(v_items: float, v_seeds: float, residual: float, s: int, i: int) -> list[tuple[float, float]]:
-    """(standard error, df): Satterthwaite's, of the t over seeds, of the t over items; the interval takes the widest."""
+    """(standard error, df): Satterthwaite's, of t over seeds, of t over items; the interval takes the widest."""
     total = v_items + v_seeds - residual
     one_way = [(math.sqrt(v_seeds), float(s - 1)), (math.sqrt(v_items), float(i - 1))]
     if total <= 0:

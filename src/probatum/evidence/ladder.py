@@ -1,6 +1,7 @@
 """When a run may look at its verdicts: once, or on a ladder of n, 2n and 4n seeds fixed before the first.
 
-A 95 % t looked at after each seed from 3 to 10 gives 17 % false verdicts. The ladder spends 2.5 % a side over three looks.
+A 95 % t looked at after each seed from 3 to 10 gives 17 % false verdicts. The ladder spends 2.5 % a side over its
+three looks.
 
 >>> Looks(5).counts, Looks(5).level(10)
 ((5, 10, 20), 0.008)
@@ -86,7 +87,7 @@ def critical_value(n: int, level: float = ONE_LOOK) -> float:
 
 
 def expected_half_width(sd: float, n: int, level: float = ONE_LOOK) -> float:
-    """Half-width of a t interval over n seeds of standard deviation `sd` (from a committed record: for planning only)."""
+    """Half-width of a t interval over n seeds of standard deviation `sd` (a committed record's): for planning."""
     return critical_value(n, level) * sd / math.sqrt(n)
 
 

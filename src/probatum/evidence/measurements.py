@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 __all__ = ["Measurement", "Table"]
 
-Samples = Literal["item", "pair", "trial", "size"]
+Samples = Literal["item", "pair", "trial", "size", "group"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where tasks run: fresh processes of this machine, or a Ray cluster. Both take a call and report its end, one code path for the engine."""
 
 import os
+import socket
 from collections.abc import Callable, Hashable, Iterator
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -32,10 +33,13 @@ class Pool(Protocol):
 
 
 class LocalPool:
-    """At most `jobs` worker processes, started when first needed and kept; one that dies fails its task and is replaced."""
+    """At most `jobs` worker processes, started when first needed; one that dies fails its task and is replaced.
 
-    def __init__(self, jobs: int, threads: int) -> None:
-        self.jobs, self.threads = jobs, threads
+    `reuse`: keep a worker for its next task; without, every task has a fresh process (its memory is its own).
+    """
+
+    def __init__(self, jobs: int, threads: int, *, reuse: bool = True) -> None:
+        self.jobs, self.threads, self.reuse = jobs, threads, reuse
         self._idle: list[Child] = []
         self._running: dict[Any, tuple[Hashable, Child, bool]] = {}
 
@@ -64,7 +68,7 @@ class LocalPool:
                 kind, content = "failed", str(error)
             if kind != "progress":
                 del self._running[connection]
-                if kind == "failed":
+                if kind == "failed" or not self.reuse:
                     child.close()
                 else:
                     self._idle.append(child)
@@ -94,11 +98,9 @@ class RayPool:
             raise MissingExtra("--cluster needs Ray: pip install 'probatum[cluster]'") from None
         self._ray, self.threads = ray, threads
         if not ray.is_initialized():
+            _reach(address)
             try:
-                ray.init(
-                    address=None if address == "local" else address, log_to_driver=False, configure_logging=False, include_dashboard=False
-                    if address == "local" else None,
-                )  # fmt: skip
+                ray.init(address=None if address == "local" else address, log_to_driver=False, configure_logging=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise NotHere(f"--cluster {address!r} cannot be reached: {error}") from None
             self._ours = True
@@ -139,3 +141,14 @@ class RayPool:
         self._running = {}
         if self._ours:
             self._ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Fail at once where nothing listens; Ray itself waits for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise NotHere(f"--cluster {address!r} cannot be reached: {error.strerror or error}") from None

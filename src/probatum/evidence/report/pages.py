@@ -185,9 +185,10 @@ def _tally(speaking: Sequence[Record]) -> Markup:
         el(
             "p",
             f"{CHANCE} A claim is counted once, by its latest record from committed code with the declared seeds.",
-            rest
-            and f" Not counted: {plural(rest, 'claim')} whose record is a trial run, ended in an error, was stopped,"
-            " is exploratory or comes from a modified tree.",
+            f" Not counted: {plural(rest, 'claim')} whose record is a trial run, ended in an error, was stopped,"
+            " is exploratory or comes from a modified tree."
+            if rest
+            else None,
             class_="note",
         ),
         class_="verdicts",

@@ -65,8 +65,8 @@ def short(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def number(value: object) -> str:
-    """A number as a reader wants it: whole numbers exactly, others to four digits, a real minus sign."""
+def number(value: object, digits: int = 4) -> str:
+    """A number as a reader wants it: whole numbers exactly, others to some digits, a real minus sign."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, (int, float)):
@@ -80,7 +80,7 @@ def number(value: object) -> str:
     elif abs(value) >= 1e4:
         shown = f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
     else:
-        shown = f"{value:.4g}"
+        shown = f"{value:.{digits}g}"
     return shown.replace("-", "−")
 
 

@@ -458,7 +458,7 @@ def _conditions(conditions: Sequence[dict[str, Any]]) -> Markup | None:
     """A table that stacks on a phone: text, the drawing, numbers, verdict."""
     if not conditions:
         return None
-    heads = ("Condition", "Interval and bound", "Value", "95 % interval", "Bound", "Verdict")
+    heads = ("Condition", "Interval and bound", "Value", "Interval", "Bound", "Verdict")
     rows = []
     for condition in conditions:
         interval = condition.get("interval")
@@ -496,9 +496,11 @@ def _end(end: float | None, sign: str = "") -> str:
 
 def _fine_print(condition: dict[str, Any]) -> Markup:
     names = {"kind": "kind", "n": "n", "sd": "sd", "half_width": "half-width", "p": "p at the bound"}
-    parts = [f"{said} {number(condition[key])}" for key, said in names.items() if condition.get(key) is not None]
+    parts = [
+        f"{said}\u00a0{number(condition[key], 3)}" for key, said in names.items() if condition.get(key) is not None
+    ]
     details = condition.get("details") or {}
-    more = [f"{short(str(key), 40)} {_detail(value)}" for key, value in details.items()]
+    more = [f"{short(str(key), 40)}\u00a0{_detail(value)}" for key, value in details.items()]
     return join(
         el("span", " · ".join(parts + more), class_="fine") if parts or more else None,
         condition.get("advice") and el("span", short(str(condition["advice"])), class_="fine advice"),
@@ -507,8 +509,8 @@ def _fine_print(condition: dict[str, Any]) -> Markup:
 
 def _detail(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(number(v) for v in value[:20]) + (", …" if len(value) > 20 else "")
-    return number(value)
+        return ", ".join(number(v, 3) for v in value[:20]) + (", …" if len(value) > 20 else "")
+    return number(value, 3)
 
 
 def _picture(picture: Picture, at: int) -> Markup:

@@ -102,7 +102,11 @@ def test_start_up_loads_nothing_heavy():
     base = cpu("-c", "pass")
     assert cpu("-c", "import probatum") - base < 0.1
     assert cpu("-m", "probatum", "list") - base < 0.3
-    code = "import sys, probatum.cli; sys.argv = ['probatum', 'list', '--json']\ntry:\n    probatum.cli.main()\nexcept SystemExit:\n    pass\nprint(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    code = (
+        "import sys, probatum.cli\nsys.argv = ['probatum', 'list', '--json']\n"
+        "try:\n    probatum.cli.main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.stderr.strip() == "[]"

@@ -13,7 +13,9 @@ from typing import Literal
 
 from probatum.errors import ProbatumError, did_you_mean
 
-__all__ = ["Family", "Paper", "catalog", "comparisons", "families", "family_names", "find_family", "find_paper"]
+__all__ = [
+    "Family", "Paper", "catalog", "comparisons", "families", "family_names", "find_family", "find_paper",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

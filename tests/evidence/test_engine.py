@@ -122,7 +122,7 @@ def test_extending_after_looking_is_said(own_home):
 def test_another_number_of_seeds_is_labelled_and_below_the_minimum_refused(own_home):
     assert run(made_claims.clear, seeds=4).record["seeds"] == [0, 1, 2, 3]
     assert list((own_home / "home" / "labelled").glob("*/*.json"))
-    with pytest.raises(ProbatumError, match="at least 3.*got 2"):
+    with pytest.raises(ProbatumError, match=r"at least 3.*got 2"):
         run(made_claims.clear, seeds=2)
 
 

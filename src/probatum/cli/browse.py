@@ -182,7 +182,7 @@ def doctor(json: Json = False) -> None:
         devices += ["mps"] if torch.backends.mps.is_available() else []
     built = [p for p in catalog().values() if p.state == "built"]
     blocked = {p.id: p.extra for p in built if p.extra and groups.get(p.extra, {}).get("missing")}
-    document = {
+    document: dict[str, Any] = {
         "cpu": cpu_name(), "cores": cores(), "memory_bytes": memory_bytes(), "devices": devices, "extras": groups,
         "runs": [p.id for p in built if p.id not in blocked], "blocked": blocked,
         "planned": sum(p.state == "planned" for p in catalog().values()),

@@ -27,18 +27,16 @@ def compare(
     json: Json = False,
 ) -> None:
     """Several methods and what you would pick instead, under one protocol: quality, memory, time, and which one to take."""
+    from probatum.evidence.comparisons import Setting, find_comparison
     from probatum.evidence.comparisons import compare as run_comparison
-    from probatum.evidence.comparisons import find_comparison
 
     if name is None:
         _listing(json)
         return
     found = find_comparison(name)
+    setting = Setting(budget, model, data, device, jobs, fresh, "probatum " + " ".join(sys.argv[1:]))
     with interruptible(), _Screen(json) as screen:
-        record = run_comparison(
-            found, screen, budget=budget, model=model, data=data, device=device, jobs=jobs, fresh=fresh,
-            command="probatum " + " ".join(sys.argv[1:]),
-        )  # fmt: skip
+        record = run_comparison(found, setting, screen)
     figures = record.pop("_figures")
     if json:
         print_json({**record, "figures": figures})
@@ -54,7 +52,8 @@ def _listing(json: bool) -> None:
 
     rows = [find_comparison(name) for name in comparisons()]
     if json:
-        print_json([{"name": row.name, "title": row.title, "takes": dict(row.takes), "arms": [arm.name for arm in row.arms]} for row in rows])
+        keys = ("name", "title", "says")
+        print_json([{**{k: getattr(row, k) for k in keys}, "takes": dict(row.takes), "arms": [a.name for a in row.arms]} for row in rows])
         return
     out = console()
     for row in rows:

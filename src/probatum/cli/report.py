@@ -22,8 +22,8 @@ def report(
     from probatum.evidence import store
     from probatum.evidence.report import current_hashes, write_site
 
-    roots = [root for root in (store.committed_records(), store.home() / "modified", store.home() / "records") if root]
-    records = store.load_records(*roots)
+    published = store.committed_records()
+    records = store.load_records(*([published] if published else []), *(store.home() / kind for kind in store.KINDS))
     index = write_site(records, out, current_hashes=current_hashes())
     if json:
         print_json({"index": str(index), "records": len(records)})

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from probatum.evidence.comparisons import Arm, Comparison, ComparisonRun, Metric, comparison
     from probatum.evidence.conditions import (
-        above, any_of, as_good, below, equal, exact, faster, product, proportion, ratio, share_of_gain,
+        above,
+        any_of,
+        as_good,
+        below,
+        equal,
+        exact,
+        faster,
+        product,
+        proportion,
+        ratio,
+        share_of_gain,
         slope,
     )  # fmt: skip
     from probatum.evidence.declaration import Claim, claim
@@ -28,7 +38,8 @@ _HOME = {
 }
 
 __all__ = [
-    "Arm", "Claim", "Comparison", "ComparisonRun", "Metric", "Run", "above", "any_of", "as_good", "below", "claim", "comparison", "equal", "exact", "faster",
+    "Arm", "Claim", "Comparison", "ComparisonRun", "Metric", "Run", "above", "any_of", "as_good", "below", "claim", "comparison",
+    "equal", "exact", "faster",
     "product", "proportion", "ratio", "share_of_gain", "slope",
 ]  # fmt: skip
 

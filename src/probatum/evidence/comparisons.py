@@ -6,11 +6,10 @@ ends with picks: the best arm, and the cheapest of those that cannot be told fro
 
 import hashlib
 import os
-import shlex
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +27,7 @@ from probatum.evidence.pool import LocalPool
 from probatum.evidence.run import Run
 from probatum.evidence.seeds import missing_module, prepare
 
-__all__ = ["Arm", "Comparison", "Metric", "compare", "comparison", "find_comparison"]
+__all__ = ["Arm", "Comparison", "Metric", "Setting", "compare", "comparison", "find_comparison"]
 
 
 @dataclass(frozen=True)
@@ -144,54 +143,84 @@ class Watch(Protocol):
     def end(self, arm: str, seed: int, error: str | None) -> None: ...
 
 
-def compare(
-    found: Comparison,
-    watch: Watch,
-    *,
-    budget: str = "quick",
-    model: str | None = None,
-    data: str | None = None,
-    device: str = "cpu",
-    jobs: int = 1,
-    fresh: bool = False,
-    command: str = "",
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """How to compare: `model` and `data` are paths of the user's own, None for the embedded ones."""
+
+    budget: str = "quick"
+    model: str | None = None
+    data: str | None = None
+    device: str = "cpu"
+    jobs: int = 1
+    fresh: bool = False
+    command: str = ""
+
+    def checked(self, found: Comparison) -> "Setting":
+        """The same with absolute paths.
+
+        Raises:
+            ProbatumError: a budget that is not there, a model or data that the comparison does not take or that does not exist.
+        """
+        if self.budget not in found.seeds:
+            raise ProbatumError(f"--budget must be one of {', '.join(found.seeds)}, got {self.budget!r}")
+        paths: dict[str, str | None] = {}
+        for option, given in (("model", self.model), ("data", self.data)):
+            if given is not None and option not in found.takes:
+                raise ProbatumError(f"compare {found.name} takes no --{option}")
+            if given is not None and not Path(given).exists():
+                raise ProbatumError(f"--{option} {given}: no such file or folder; it takes {found.takes[option]}")
+            paths[option] = str(Path(given).resolve()) if given else None
+        return replace(self, model=paths["model"], data=paths["data"])
+
+    def stem(self, name: str) -> str:
+        """What its record is called."""
+        given = "\0".join((self.model or "", self.data or ""))
+        own = "" if given == "\0" else f"-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
+        return f"{name}{own}.{self.budget}.{self.device.partition(':')[0]}"
+
+    def contents(self) -> str:
+        """A hash of names, sizes and times of the user's files: what was measured on other contents is not used again."""
+        total = hashlib.sha256()
+        for root in filter(None, (self.model, self.data)):
+            for path in sorted(Path(root).rglob("*")) if Path(root).is_dir() else [Path(root)]:
+                if path.is_file():
+                    total.update(f"{path}\0{path.stat().st_size}\0{path.stat().st_mtime_ns}\0".encode())
+        return total.hexdigest()[:12]
+
+
+def compare(found: Comparison, setting: Setting, watch: Watch) -> dict[str, Any]:
     """Run a comparison and write its record, which it returns with `_figures` (paths); finished arms of an interrupted run are kept.
 
     Raises:
-        ProbatumError: a model or data given that the comparison does not take or that does not exist.
+        ProbatumError: a bad setting; no arm could run; another run of this comparison is under way.
     """
-    if budget not in found.seeds:
-        raise ProbatumError(f"--budget must be one of smoke, quick, full, got {budget!r}")
-    for option, given in (("model", model), ("data", data)):
-        if given is not None and option not in found.takes:
-            raise ProbatumError(f"compare {found.name} takes no --{option}")
-        if given is not None and not Path(given).exists():
-            raise ProbatumError(f"--{option} {given}: no such file or folder; it takes {found.takes[option]}")
-    model, data = (str(Path(given).resolve()) if given else None for given in (model, data))
+    setting = setting.checked(found)
     code = _code(found)
-    stem = _stem(found.name, model, data)
-    folder = store.home() / "runs" / "compare" / f"{stem}.{budget}.{device.partition(':')[0]}" / f"{code['hash'][:12]}-{code['state']}"
+    stem = setting.stem(found.name)
+    key = f"{code['hash'][:12]}-{setting.contents()}-{code['state']}"
+    folder = store.home() / "runs" / "compare" / stem / key
     with store.lock(f"compare-{found.name}", f"another `compare {found.name}` is running; wait for it or stop it"):
-        documents = {} if fresh else _finished(folder)
-        tasks = [(arm.name, seed) for seed in range(found.seeds[budget]) for arm in found.arms]
+        documents = {} if setting.fresh else _finished(folder)
+        tasks = [(arm.name, seed) for seed in range(found.seeds[setting.budget]) for arm in found.arms]
         watch.start(len(tasks), sum(task in documents for task in tasks))
-        errors = _run(found, [t for t in tasks if t not in documents], folder, documents, watch, (budget, device, code["hash"], model, data, jobs))
-        record = _record(found, documents, errors, budget, model, data, device, code, command)
+        errors = _run(found, setting, [task for task in tasks if task not in documents], folder, documents, watch, code["hash"])
         if not documents:
             raise ProbatumError(f"no arm of {found.name} could run: " + "; ".join(f"{a}: {e}" for a, e in errors.items()))
+        record = _record(found, setting, documents, errors, code)
         pictures = [p for document in documents.values() if document["seed"] == 0 for p in document["pictures"]]
         pictures += _draw(found, Table(map(Measurement.from_json, record["measurements"])))
         record["figures"] = [{"name": p["name"], "caption": p["caption"], "file": f"{p['name']}.png"} for p in pictures]
         place = store.home() / ("modified" if code["state"] == "modified" else "records") / "compare"
-        figures = write_record(place, f"{stem}.{budget}.{device.partition(':')[0]}", record, pictures) if budget != "smoke" else []
+        figures = write_record(place, stem, record, pictures) if setting.budget != "smoke" else []
     return {**record, "_figures": figures}
 
 
-def _run(found: Comparison, tasks: list[tuple[str, int]], folder: Path, documents: dict, watch: Watch, setting: tuple) -> dict[str, str]:
-    budget, device, code, model, data, jobs = setting
+def _run(
+    found: Comparison, setting: Setting, tasks: list[tuple[str, int]], folder: Path, documents: dict, watch: Watch, code: str
+) -> dict[str, str]:
+    """Run the tasks, a fresh process each; an arm that fails once is not tried again. Returns arm -> error."""
     errors: dict[str, str] = {}
-    pool = LocalPool(jobs, max(1, cores() // jobs), reuse=False)
+    pool = LocalPool(setting.jobs, max(1, cores() // setting.jobs), reuse=False)
     try:
         while tasks or pool.busy:
             while tasks and pool.accepts(alone=False):
@@ -200,13 +229,15 @@ def _run(found: Comparison, tasks: list[tuple[str, int]], folder: Path, document
                     watch.end(arm, seed, errors[arm])
                     continue
                 watch.begin(arm, seed)
-                pool.submit((arm, seed), measure_arm, (found.module, found.name, arm, budget, seed, device, code, model, data))
-            for (arm, seed), kind, content in pool.events(0.2):  # type: ignore[misc]
+                args = (found.module, found.name, arm, setting.budget, seed, setting.device, code, setting.model, setting.data)
+                pool.submit((arm, seed), measure_arm, args)
+            for token, kind, content in pool.events(0.2):
+                arm, seed = token  # type: ignore[misc]
                 if kind == "progress":
                     watch.progress({**content, "label": arm})
                     continue
                 if kind == "done":
-                    if budget != "smoke":
+                    if setting.budget != "smoke":
                         store.write_json(folder / f"{hashlib.sha256(arm.encode()).hexdigest()[:8]}-{seed}.json", content)
                     documents[arm, seed] = content
                 else:
@@ -226,11 +257,6 @@ def _finished(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return found
 
 
-def _stem(name: str, model: str | None, data: str | None) -> str:
-    given = "\0".join((model or "", data or ""))
-    return name if given == "\0" else f"{name}-{hashlib.sha256(given.encode()).hexdigest()[:8]}"
-
-
 def _code(found: Comparison) -> dict[str, Any]:
     """The code of the comparison: its own module and every paper's that is an arm."""
     papers: list[Paper] = [catalog()[arm.paper] for arm in found.arms if arm.paper]
@@ -241,9 +267,8 @@ def _code(found: Comparison) -> dict[str, Any]:
 
 
 def _record(
-    found: Comparison, documents: dict, errors: dict[str, str], budget: str, model: str | None, data: str | None, device: str,
-    code: dict[str, Any], command: str,
-) -> dict[str, Any]:  # fmt: skip
+    found: Comparison, setting: Setting, documents: dict, errors: dict[str, str], code: dict[str, Any]
+) -> dict[str, Any]:
     order = sorted(documents, key=lambda key: ([a.name for a in found.arms].index(key[0]), key[1]))
     rows = [row for key in order for row in documents[key]["measurements"]]
     table = Table(map(Measurement.from_json, rows))
@@ -252,13 +277,13 @@ def _record(
     notes += [f"{arm} could not run: {error}" for arm, error in errors.items()]
     first = documents[order[0]] if order else {"environment": environment()}
     return {
-        "format": 1, "kind": "comparison", "probatum": __version__, "paper": "compare", "claim": _stem(found.name, model, data),
-        "name": found.name, "title": found.title, "says": found.says, "budget": budget, "device": device,
-        "model": Path(model).name if model else None, "data": Path(data).name if data else None,
+        "format": 1, "kind": "comparison", "probatum": __version__, "paper": "compare", "claim": setting.stem(found.name).split(".")[0],
+        "name": found.name, "title": found.title, "says": found.says, "budget": setting.budget, "device": setting.device,
+        "model": Path(setting.model).name if setting.model else None, "data": Path(setting.data).name if setting.data else None,
         "arms": [{"name": a.name, "about": a.about, "paper": a.paper, "error": errors.get(a.name)} for a in found.arms],
         "metrics": [vars(metric) for metric in found.metrics], "seeds": sorted({key[1] for key in order}),
         "started": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": sum(documents[key]["seconds"] for key in order),
-        "command": command or f"probatum compare {shlex.quote(found.name)}", "code": code, "measurements": rows, "notes": notes,
+        "command": setting.command or f"probatum compare {found.name}", "code": code, "measurements": rows, "notes": notes,
         "figures": [], "environment": first["environment"],
     }  # fmt: skip
 
@@ -293,12 +318,12 @@ def _resolved(a: Mapping[int, Measurement], b: Mapping[int, Measurement]) -> boo
     import numpy as np
 
     seeds = [seed for seed in a if seed in b]
-    items = [(a[s].samples, b[s].samples) for s in seeds]
-    if items and all(x and y and len(x) == len(y) and len(x) >= 5 for x, y in items):
+    items = [(a[s].samples or (), b[s].samples or ()) for s in seeds]
+    if items and all(len(x) == len(y) and len(x) >= 5 for x, y in items):
         d = np.array([np.subtract(x, y) for x, y in items])
         if np.all(d == d[:1]):  # nothing depends on the seed: one repetition is all there is
             d = d[:1]
-        binary = bool(np.isin([x for pair in items for x in pair], (0.0, 1.0)).all())
+        binary = bool(np.isin([list(x) for pair in items for x in pair], (0.0, 1.0)).all())
         interval = judges.items(d, binary=binary)
     elif len(seeds) >= 3:
         interval = judges.paired([a[s].value - b[s].value for s in seeds])

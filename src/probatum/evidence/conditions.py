@@ -92,6 +92,7 @@ class Outcome:
     sd: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
     advice: str = ""
+    direction: Literal["above", "below"] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; numbers that are not finite become null."""
@@ -240,6 +241,7 @@ class _Simple(Condition):
             half_width=first.half_width,
             distance=first.distance,
             sd=first.sd,
+            direction="above" if self.sign > 0 else "below",
             details={"df": first.df, **first.details},
         )
         if verdict != "inconclusive":

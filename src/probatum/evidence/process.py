@@ -126,7 +126,7 @@ def _serve(descriptor: int) -> None:
         address, args = calls.get()
         try:
             module, _, name = address.partition(":")
-            function = import_module(module)
+            function: Any = import_module(module)
             for part in name.split("."):
                 function = getattr(function, part)
             _Messages.connection = connection

@@ -138,14 +138,6 @@ def load_record(path: Path) -> dict[str, Any] | None:
 
 
 def load_records(*roots: Path) -> list[dict[str, Any]]:
-    """All records below these folders; where two tell of one claim, budget and device, the newer."""
-    newest: dict[tuple[str, ...], dict[str, Any]] = {}
-    for root in roots:
-        for path in sorted(root.glob("*/*.json")):
-            record = load_record(path)
-            if record is None:
-                continue
-            key = (record["paper"], record["claim"], record["budget"], record["device"])
-            if key not in newest or record["started"] > newest[key]["started"]:
-                newest[key] = record
-    return list(newest.values())
+    """All records below these folders."""
+    paths = (path for root in roots for path in sorted(root.glob("*/*.json")))
+    return [record for path in paths if (record := load_record(path)) is not None]

@@ -152,7 +152,7 @@ class Screen:
     def expect(self, claim: "Claim", seeds_left: int, seconds: float | None, prospects: list[str]) -> None:
         self.total += seeds_left
         self.bar.update(self.task, total=self.total)
-        left = "nothing left to run" if not seeds_left else f"{seeds_left} seeds, " + (
+        left = "nothing left to run" if not seeds_left else f"{seeds_left} seed{'s' * (seeds_left != 1)}, " + (
             f"about {duration(seconds)}" if seconds is not None else "no record yet to tell how long"
         )  # fmt: skip
         self.out.print(f"{claim.id}: {left}", markup=False)

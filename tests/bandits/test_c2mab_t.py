@@ -36,6 +36,7 @@ from probatum.bandits.c2mab_t import (
     play,
     radius_c2ucbt,
     radius_vac2ucb,
+    read_log,
     replay,
     simulate,
     ucb,
@@ -306,6 +307,23 @@ def test_late_updates_in_another_order_end_in_the_same_statistics():
             policy.update(x, [0, 1, 2], observed=[0, 1], outcomes=outcomes[:2])
         ends.append(policy.ridge.theta)
     np.testing.assert_allclose(*ends, atol=1e-10)
+
+
+def test_a_log_is_read_from_a_table(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("item,reward,propensity,x1\nb,1,0.5,0.2\na,0,0.25,0.4\nb,0.5,0.5,0.4\n")
+    log = read_log(path)
+    assert log.chosen.tolist() == [1, 0, 1] and log.rewards.tolist() == [1, 0, 0.5] and log.propensity.tolist() == [0.5, 0.25, 0.5]
+    np.testing.assert_allclose(log.contexts[:, 1] / log.contexts[:, 0], [0.4, 0.3])
+    path.write_text("item,reward\nb,1\nc,0\n")
+    assert np.array_equal(read_log(path).contexts, np.eye(2))
+    for text, error in (
+        ("thing,reward\na,1\n", "no column 'item'; it has thing, reward"), ("item,reward\n", "no rows"),
+        ("item,reward\na,yes\n", "row 2: reward is 'yes', not a number"), ("item,reward\na,3\n", "rewards of a log"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ProbatumError, match=error):
+            read_log(path)
 
 
 X = np.full((4, 3), 0.2)

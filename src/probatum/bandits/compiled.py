@@ -29,15 +29,13 @@ def _run(contexts, theta, draws, inverse, b, gamma, alpha, k, conjunctive, weigh
     updates = 0
     for t in range(rounds):
         x_theta[:] = inverse @ b
+        turned = contexts[t] @ inverse
         for i in range(m):
             mean = width = true = 0.0
             for a in range(d):
                 mean += contexts[t, i, a] * x_theta[a]
                 true += contexts[t, i, a] * theta[a]
-                part = 0.0
-                for c in range(d):
-                    part += inverse[a, c] * contexts[t, i, c]
-                width += contexts[t, i, a] * part
+                width += contexts[t, i, a] * turned[i, a]
             scores[i] = mean + alpha * np.sqrt(max(width, 0.0))
             mu[i] = min(max(true, 0.0), 1.0)
         # Clipped scores first, unclipped ones break ties: the same order as sorting the unclipped scores.

@@ -1,6 +1,8 @@
 """Off-policy evaluation: what a policy would have earned, from a log of what another one showed."""
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +10,7 @@ from numpy.typing import NDArray
 from probatum.bandits.policies import Policy
 from probatum.errors import ProbatumError
 
-__all__ = ["Estimate", "Log", "replay"]
+__all__ = ["Estimate", "Log", "read_log", "replay"]
 
 Array = NDArray[np.float64]
 
@@ -78,3 +80,53 @@ def replay(policy: Policy, log: Log) -> Estimate:
     value = float((w * y).sum() / w.sum())
     error = float(np.sqrt((w**2 * (y - value) ** 2).sum()) / w.sum())
     return Estimate(value, error, len(y))
+
+
+def read_log(path: str | Path) -> Log:
+    """A log from a CSV with a row a round: `item`, `reward`, optionally `propensity`, and the item's features in columns `x...`.
+
+    Items are numbered in the order of their names. An item's context is the mean of its rows' features, with a 1 in front, all scaled into
+    the unit ball; without feature columns it is one-hot.
+
+    Raises:
+        ProbatumError: a column that is missing, a cell that is not a number, no rows.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            names, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProbatumError(f"data {path}: {error}") from None
+    lacking = [name for name in ("item", "reward") if name not in names]
+    if lacking:
+        raise ProbatumError(f"data {path}: no column {lacking[0]!r}; it has {', '.join(names) or 'none'}")
+    if not rows:
+        raise ProbatumError(f"data {path}: no rows")
+
+    def column(name: str) -> Array:
+        try:
+            return np.array([float(row[name]) for row in rows])
+        except (TypeError, ValueError):
+            line = next(i for i, row in enumerate(rows) if not _is_number(row[name]))
+            raise ProbatumError(f"data {path}, row {line + 2}: {name} is {rows[line][name]!r}, not a number") from None
+
+    items, chosen = np.unique([row["item"] for row in rows], return_inverse=True)
+    features = [name for name in names if name.startswith("x")]
+    if features:
+        table = np.stack([column(name) for name in features], axis=1)
+        counts = np.bincount(chosen)[:, None]
+        sums = np.zeros((len(items), table.shape[1]))
+        np.add.at(sums, chosen, table)
+        contexts = np.concatenate([np.ones((len(items), 1)), sums / counts], axis=1)
+        contexts /= np.sqrt((contexts**2).sum(1).max())
+    else:
+        contexts = np.eye(len(items))
+    return Log(contexts, chosen.astype(np.int64), column("reward"), column("propensity") if "propensity" in names else None)
+
+
+def _is_number(cell: str | None) -> bool:
+    try:
+        float(cell or "")
+    except ValueError:
+        return False
+    return True

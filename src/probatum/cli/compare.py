@@ -84,7 +84,7 @@ def show(found: "Comparison", record: dict[str, Any], figures: list[str]) -> Non
     out = console()
     out.print(f"\n[bold]{escape(found.title)}[/]")
     grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    grid.add_column("")
+    grid.add_column("", no_wrap=True)
     for metric in found.metrics:
         grid.add_column(metric.label, justify="right")
     grid.add_column("", style="dim", ratio=1)

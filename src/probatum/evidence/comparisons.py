@@ -326,7 +326,10 @@ def _resolved(a: Mapping[int, Measurement], b: Mapping[int, Measurement]) -> boo
         binary = bool(np.isin([list(x) for pair in items for x in pair], (0.0, 1.0)).all())
         interval = judges.items(d, binary=binary)
     elif len(seeds) >= 3:
-        interval = judges.paired([a[s].value - b[s].value for s in seeds])
+        differences = [a[s].value - b[s].value for s in seeds]
+        if len(set(differences)) == 1:  # repetitions of one measurement tell nothing
+            return False
+        interval = judges.paired(differences)
     else:
         return False
     return not interval.low <= 0 <= interval.high

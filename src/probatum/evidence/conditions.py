@@ -233,7 +233,8 @@ class _Simple(Condition):
             text,
             self.kind,
             value=shown(first.value),
-            bound=shown(self.bound),
+            bound=shown(self.bound) + 0.0,  # no -0
+
             verdict=verdict,
             interval=(shown(low), shown(high)),
             p=first.p,

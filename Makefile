@@ -32,6 +32,7 @@ docs: $(VENV)/.dev
 # The evidence that README and cards quote: run from a clean tree, then commit records/.
 records: $(VENV)/.dev
 	-$(BIN)/probatum check --all --budget quick --keep records
+	$(BIN)/python scripts/evidence_tables.py
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -36,6 +36,13 @@ def test_readme_has_the_table_of_todays_catalog(pages):
     assert fresh == text, "run python scripts/docs_pages.py"
 
 
+def test_evidence_tables_are_those_of_the_committed_records():
+    tables = script("evidence_tables")
+    for path, table in tables.pages():
+        text = path.read_text("utf-8")
+        assert tables.renewed(text, table) == text, f"{path.name}: run python scripts/evidence_tables.py"
+
+
 def test_the_table_names_every_paper_once_in_its_family(pages):
     rows = [line.split(" | ") for line in pages.readme_table().splitlines() if line.startswith("| ")][1:]
     assert len(rows) == len(families())

@@ -51,8 +51,15 @@ def _parse(spec: str, ops: tuple) -> tuple[list[str], str]:
     left, arrow, out = spec.replace(" ", "").partition("->")
     ins = left.split(",")
     letters = set("".join(ins))
-    if not arrow or not all(part.isalpha() or not part for part in [*ins, out]) or len(set(out)) < len(out) or not set(out) <= letters:
-        raise ProbatumError(f"spec must look like 'ij,jk->ik' with every output index once and on the left, got {spec!r}")
+    if (
+        not arrow
+        or not all(part.isalpha() or not part for part in [*ins, out])
+        or len(set(out)) < len(out)
+        or not set(out) <= letters
+    ):
+        raise ProbatumError(
+            f"spec must look like 'ij,jk->ik' with every output index once and on the left, got {spec!r}"
+        )
     if len(ins) != len(ops):
         raise ProbatumError(f"spec {spec!r} has {len(ins)} operands, got {len(ops)}")
     extents: dict[str, int] = {}
@@ -75,10 +82,10 @@ def _pairwise(semiring: Semiring, xp: Any, ins: list[str], out: str, ops: list) 
         extents = {c: n for part, op in zip(ins, ops, strict=True) for c, n in zip(part, op.shape, strict=True)}
 
         def kept(i: int) -> str:
-            elsewhere = set(out).union(*ins[:i], *ins[i + 2 :])  # noqa: B023
+            elsewhere = set(out).union(*ins[:i], *ins[i + 2 :])
             return "".join(c for c in dict.fromkeys(ins[i] + ins[i + 1]) if c in elsewhere)
 
-        i = min(range(len(ops) - 1), key=lambda i: math.prod(extents[c] for c in kept(i)))  # noqa: B023
+        i = min(range(len(ops) - 1), key=lambda i: math.prod(extents[c] for c in kept(i)))
         result = kept(i)
         ops[i : i + 2] = [_pair(semiring, xp, ins[i], ins[i + 1], result, ops[i], ops[i + 1], extents)]
         ins[i : i + 2] = [result]
@@ -91,7 +98,10 @@ def _pairwise(semiring: Semiring, xp: Any, ins: list[str], out: str, ops: list) 
 
 def _pair(semiring: Semiring, xp: Any, left: str, right: str, out: str, a: Any, b: Any, extents: dict[str, int]) -> Any:
     """Two operands as a batched matrix product (batch, I, K) x (batch, K, J)."""
-    for letters, other in ((left, right), (right, left)):  # indices of one operand alone are summed first: distributivity
+    for letters, other in (
+        (left, right),
+        (right, left),
+    ):  # indices of one operand alone are summed first: distributivity
         for axis in reversed(range(len(letters))):
             if letters[axis] not in out and letters[axis] not in other:
                 if letters is left:
@@ -130,7 +140,11 @@ def matmul(semiring: Semiring, a: Any, b: Any) -> Any:
         loops = loops_or_none()
         a, b = np.asarray(a, semiring.dtype), np.asarray(b, semiring.dtype)
         if semiring.name == "BOOL":
-            return np.matmul(a.astype(np.float32), b.astype(np.float32)) > 0.5 if a.shape[-1] < 1 << 24 else np.matmul(a, b)
+            return (
+                np.matmul(a.astype(np.float32), b.astype(np.float32)) > 0.5
+                if a.shape[-1] < 1 << 24
+                else np.matmul(a, b)
+            )
         if loops is not None and semiring.loop in loops.MATMUL and a.size * b.shape[-1] > 4096:
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             a3 = np.broadcast_to(a, batch + a.shape[-2:]).reshape(-1, *a.shape[-2:])
@@ -144,7 +158,9 @@ def _broadcast_matmul(semiring: Semiring, xp: Any, a: Any, b: Any) -> Any:
     """The definition, in blocks of rows: sum over k of a[i, k] b[k, j]."""
     if not a.shape[-1]:
         return xp.zeros_like(a[..., :1].sum(-1, keepdims=True) + b[..., :1, :].sum(-2, keepdims=True)) + semiring.zero
-    per_row = max(1, math.prod(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))) * a.shape[-1] * b.shape[-1])
+    per_row = max(
+        1, math.prod(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))) * a.shape[-1] * b.shape[-1]
+    )
     rows = max(1, _BLOCK // per_row)
     parts = []
     for start in range(0, a.shape[-2], rows):

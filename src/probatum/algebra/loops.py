@@ -283,7 +283,9 @@ def smallest_with_convex(a, b):
     return out
 
 
-def convolution_of(add: Callable[[Any, Any], Any], mul: Callable[[Any, Any], Any], zero: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def convolution_of(
+    add: Callable[[Any, Any], Any], mul: Callable[[Any, Any], Any], zero: Any
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """A compiled double loop for a user's own scalar operations."""
     plus, times = njit(add), njit(mul)
 

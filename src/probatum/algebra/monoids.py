@@ -26,7 +26,19 @@ from probatum.algebra.contraction import matmul
 from probatum.algebra.semirings import Semiring, namespace
 from probatum.errors import ProbatumError
 
-__all__ = ["ADDITION", "AFFINE", "CONCATENATION", "SOFTMAX", "Monoid", "fold", "matrices", "scan", "scan_stream", "under_add", "under_mul"]
+__all__ = [
+    "ADDITION",
+    "AFFINE",
+    "CONCATENATION",
+    "SOFTMAX",
+    "Monoid",
+    "fold",
+    "matrices",
+    "scan",
+    "scan_stream",
+    "under_add",
+    "under_mul",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +90,18 @@ SOFTMAX = Monoid("softmax state", _softmax_identity, _softmax)
 
 def under_add(semiring: Semiring) -> Monoid:
     """Running sums in a semiring."""
-    return Monoid(f"sums in {semiring}", lambda x: _fill(semiring.zero)(x) if hasattr(x, "shape") else semiring.zero, semiring.add)
+    return Monoid(
+        f"sums in {semiring}", lambda x: _fill(semiring.zero)(x) if hasattr(x, "shape") else semiring.zero, semiring.add
+    )
 
 
 def under_mul(semiring: Semiring) -> Monoid:
     """Running products in a semiring; order kept."""
-    return Monoid(f"products in {semiring}", lambda x: _fill(semiring.one)(x) if hasattr(x, "shape") else semiring.one, semiring.mul)
+    return Monoid(
+        f"products in {semiring}",
+        lambda x: _fill(semiring.one)(x) if hasattr(x, "shape") else semiring.one,
+        semiring.mul,
+    )
 
 
 def matrices(semiring: Semiring) -> Monoid:
@@ -101,7 +119,14 @@ Mode = Literal["sequential", "tree", "chunked"]
 
 
 def scan(
-    monoid: Monoid, xs: Any, axis: int = 0, mode: Mode = "tree", *, reverse: bool = False, exclusive: bool = False, chunk: int = 1024
+    monoid: Monoid,
+    xs: Any,
+    axis: int = 0,
+    mode: Mode = "tree",
+    *,
+    reverse: bool = False,
+    exclusive: bool = False,
+    chunk: int = 1024,
 ) -> Any:
     """Running products along one axis: y[t] = x[0] . x[1] ... x[t].
 
@@ -248,7 +273,9 @@ def _weave(even: Any, odd: Any, axis: int, n: int) -> Any:
 
     def leaf(x: Any, y: Any) -> Any:
         xp, m = namespace(x, y), n // 2
-        both = xp.stack([x[_index(axis, slice(0, m))], y], axis + 1).reshape(*x.shape[:axis], 2 * m, *x.shape[axis + 1 :])
+        both = xp.stack([x[_index(axis, slice(0, m))], y], axis + 1).reshape(
+            *x.shape[:axis], 2 * m, *x.shape[axis + 1 :]
+        )
         return both if n == 2 * m else xp.concatenate([both, x[_index(axis, slice(m, None))]], axis)
 
     return _leaves(leaf, even, odd)

@@ -9,7 +9,24 @@ from typing import Any, NamedTuple
 
 from probatum.errors import ProbatumError, did_you_mean
 
-__all__ = ["EPSILON", "NOTHING", "Symbols", "Term", "alternatives", "evaluate", "mark", "reference", "repeat", "reverse", "sequence", "symbols", "value"]
+__all__ = [
+    "EPSILON",
+    "NOTHING",
+    "Symbols",
+    "Term",
+    "alternatives",
+    "evaluate",
+    "mark",
+    "reference",
+    "rename",
+    "repeat",
+    "revalue",
+    "reverse",
+    "sequence",
+    "substitute",
+    "symbols",
+    "value",
+]
 
 
 class Symbols(NamedTuple):
@@ -114,11 +131,30 @@ def substitute(term: Term, image: Callable[[Hashable], Term]) -> Term:
     def change(node: Term, parts: tuple[Term, ...]) -> Term:
         if node.kind == "symbols":
             if node.payload.negated:
-                raise ProbatumError("map and bind need explicit symbols, and this term has a complemented set such as '.' or '[^a]'")
+                raise ProbatumError(
+                    "map and bind need explicit symbols, and this term has a complemented set such as '.' or '[^a]'"
+                )
             return alternatives(image(symbol) for symbol in sorted(node.payload.members, key=repr))
         return Term(node.kind, node.payload, parts)
 
     return _rebuild(term, change)
+
+
+def rename(term: Term, names: dict[str, str]) -> Term:
+    """References renamed."""
+    return _rebuild(
+        term,
+        lambda node, parts: Term(
+            node.kind, names.get(node.payload, node.payload) if node.kind == "reference" else node.payload, parts
+        ),
+    )
+
+
+def revalue(term: Term, change: Callable[[Any], Any]) -> Term:
+    """Weights converted."""
+    return _rebuild(
+        term, lambda node, parts: Term(node.kind, change(node.payload) if node.kind == "value" else node.payload, parts)
+    )
 
 
 def reachable(term: Term, rules: dict[str, Term]) -> dict[str, Term]:
@@ -133,7 +169,9 @@ def reachable(term: Term, rules: dict[str, Term]) -> dict[str, Term]:
         for node in stack.pop().walk():
             if node.kind == "reference" and node.payload not in used:
                 if node.payload not in rules:
-                    raise ProbatumError(f"rule {node.payload!r} is not defined: {did_you_mean(node.payload, rules) or 'there are no rules'}")
+                    raise ProbatumError(
+                        f"rule {node.payload!r} is not defined: {did_you_mean(node.payload, rules) or 'there are no rules'}"
+                    )
                 used[node.payload] = rules[node.payload]
                 stack.append(rules[node.payload])
     return used
@@ -150,7 +188,14 @@ def evaluate(term: Term, rules: dict[str, Any], algebra: dict[str, Callable[...,
     return done[id(term)]
 
 
-def fixed_point(rules: dict[str, Term], algebra: dict[str, Callable[..., Any]], bottom: Any, close: Callable[[Any, Any], bool], rounds: int, what: str) -> dict[str, Any]:
+def fixed_point(
+    rules: dict[str, Term],
+    algebra: dict[str, Callable[..., Any]],
+    bottom: Any,
+    close: Callable[[Any, Any], bool],
+    rounds: int,
+    what: str,
+) -> dict[str, Any]:
     """Values of all rules by Kleene iteration from `bottom` (least fixed point).
 
     Raises:
@@ -164,7 +209,9 @@ def fixed_point(rules: dict[str, Term], algebra: dict[str, Callable[..., Any]], 
         values = new
         if not moving:
             return values
-    raise ProbatumError(f"{what} of rule {', '.join(map(repr, moving))} does not settle: its sum over derivations diverges or is infinite")
+    raise ProbatumError(
+        f"{what} of rule {', '.join(map(repr, moving))} does not settle: its sum over derivations diverges or is infinite"
+    )
 
 
 def left_recursion(rules: dict[str, Term]) -> list[str] | None:
@@ -178,7 +225,11 @@ def left_recursion(rules: dict[str, Term]) -> list[str] | None:
     for name, body in rules.items():
         empty = {}
         for node in body.walk():
-            empty[id(node)] = nullable[node.payload] if node.kind == "reference" else booleans[node.kind](node.payload, *(empty[id(p)] for p in node.parts))
+            empty[id(node)] = (
+                nullable[node.payload]
+                if node.kind == "reference"
+                else booleans[node.kind](node.payload, *(empty[id(p)] for p in node.parts))
+            )
         found: dict[str, None] = {}
         stack, seen = [body], set()
         while stack:

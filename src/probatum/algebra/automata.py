@@ -1,12 +1,14 @@
 """Weighted automata of terms, built state by state as words are read.
 
-A state is a hash-consed expression; a configuration is a vector in the free semimodule over states, `{state: weight}`. One step by a
-symbol c is the monad's bind: v' = sum over e of v(e) . d_c(e), where the partial derivative d_c(e) is again such a vector (Antimirov's
-linear form), so at most one state a letter occurrence is ever made, in any semiring. Symbols are first mapped to classes that
-the term cannot tell apart. References to rules unfold on demand: recursion works as long as no rule begins with itself.
+A state is a hash-consed expression; a configuration is a vector in the free semimodule over states, `{state: weight}`.
+One step by a symbol c is the monad's bind: v' = sum over e of v(e) . d_c(e), where the partial derivative d_c(e) is
+again such a vector (Antimirov's linear form), so at most one state a letter occurrence is ever made, in any semiring.
+Symbols are first mapped to classes that the term cannot tell apart. References to rules unfold on demand: recursion
+works as long as no rule begins with itself.
 
-Three ways to run: `Automaton` (dictionaries: any semiring, exact, recursive), `Table` (sets of states made on demand, for
-idempotent finite semirings), `Machine` (sparse transitions a class, for numbers: compiled, or batched in torch with gradients).
+Three ways to run: `Automaton` (dictionaries: any semiring, exact, recursive), `Table` (sets of states made on demand,
+for idempotent finite semirings), `Machine` (sparse transitions a class, for numbers: compiled, or batched in torch with
+gradients).
 """
 
 import functools
@@ -49,10 +51,12 @@ class Automaton:
         term: what is described. rules: what references mean.
         semiring: its weights.
         alphabet: closed alphabet, or None: any hashable symbol may occur in a word.
-        labels: (open label, close label, symbol label) -> weights that carry labels, for parses; None: marks mean nothing.
+        labels: (open label, close label, symbol label) -> weights that carry labels, for parses; None: marks mean
+            nothing.
     Raises:
-        ProbatumError: undefined rule, left recursion (with the cycle), a weight that is not of the semiring, a star that does not exist,
-            a pointwise product over a semiring that does not commute, symbols outside the closed alphabet.
+        ProbatumError: undefined rule, left recursion (with the cycle), a weight that is not of the semiring, a star
+            that does not exist, a pointwise product over a semiring that does not commute, symbols outside the closed
+            alphabet.
     """
 
     def __init__(
@@ -78,8 +82,13 @@ class Automaton:
         self._forms: dict[int, Form] = {}
         self._shortest: dict[int, float] = {}
         self._rule_empty = fixed_point(
-            self.rules, self._empty_algebra(), semiring.zero, lambda a, b: bool(a == b), 1000, "weight of the empty word"
-        )  # fmt: skip
+            self.rules,
+            self._empty_algebra(),
+            semiring.zero,
+            lambda a, b: bool(a == b),
+            1000,
+            "weight of the empty word",
+        )
         self._bodies: dict[str, int] = {name: self._compile(body) for name, body in self.rules.items()}
         weight, start = self._linear(self._compile(term))
         self.start: Form = ((start, weight),) if start != ZERO else ()
@@ -89,10 +98,15 @@ class Automaton:
     def _empty_algebra(self) -> dict[str, Any]:
         s = self.semiring
         return {
-            "symbols": lambda _: s.zero, "value": lambda weight: s.element(weight), "sum": lambda _, *p: s.sum(p),
-            "product": lambda _, *p: s.prod(p), "star": lambda _, p: s.star(p), "both": lambda _, a, b: s.mul(a, b),
-            "open": lambda name: self._label(0, name), "close": lambda name: self._label(1, name),
-        }  # fmt: skip
+            "symbols": lambda _: s.zero,
+            "value": lambda weight: s.element(weight),
+            "sum": lambda _, *p: s.sum(p),
+            "product": lambda _, *p: s.prod(p),
+            "star": lambda _, p: s.star(p),
+            "both": lambda _, a, b: s.mul(a, b),
+            "open": lambda name: self._label(0, name),
+            "close": lambda name: self._label(1, name),
+        }
 
     def _label(self, which: int, name: Any) -> Any:
         return self.semiring.one if self.labels is None else self.labels[which](name)
@@ -232,7 +246,7 @@ class Automaton:
         return q
 
     def _star(self, p: int) -> int:
-        if p == ZERO or p == ONE or self._kind[p] == VALUE:
+        if p in (ZERO, ONE) or self._kind[p] == VALUE:
             return self._value(
                 self.semiring.star(
                     self.semiring.zero if p == ZERO else self.semiring.one if p == ONE else self._left[p]
@@ -412,7 +426,8 @@ class Automaton:
         return total
 
     def explore(self, limit: int = 512) -> list[int] | None:
-        """All states that can be reached, in order of discovery; None if there are more than `limit` (recursion may have no end)."""
+        """All states that can be reached, in order of discovery; None if there are more than `limit` (recursion may
+        have no end)."""
         order = list(dict.fromkeys(e for e, _ in self.start))
         seen = set(order)
         for e in order:
@@ -428,10 +443,15 @@ class Automaton:
     @functools.cached_property
     def _rule_shortest(self) -> dict[str, float]:
         least: dict[str, Any] = {
-            "symbols": lambda s: 1 if s.members or s.negated else math.inf, "value": lambda _: 0, "sum": lambda _, *p: min(p, default=math.inf),
-            "product": lambda _, *p: sum(p), "star": lambda *_: 0, "both": lambda _, a, b: max(a, b), "open": lambda _: 0,
+            "symbols": lambda s: 1 if s.members or s.negated else math.inf,
+            "value": lambda _: 0,
+            "sum": lambda _, *p: min(p, default=math.inf),
+            "product": lambda _, *p: sum(p),
+            "star": lambda *_: 0,
+            "both": lambda _, a, b: max(a, b),
+            "open": lambda _: 0,
             "close": lambda _: 0,
-        }  # fmt: skip
+        }
         # Each round settles at least one more rule, as in Dijkstra's algorithm.
         return fixed_point(self.rules, least, math.inf, lambda a, b: a == b, len(self.rules) + 2, "shortest word")
 
@@ -479,7 +499,8 @@ class Automaton:
 
 
 class Table:
-    """A deterministic automaton over vectors, one row a vector met so far; for finite idempotent semirings the rows are finitely many.
+    """A deterministic automaton over vectors, one row a vector met so far; for finite idempotent semirings the rows are
+    finitely many.
 
     Args:
         automaton: over an idempotent, finite semiring.
@@ -507,7 +528,7 @@ class Table:
             row = self._rows[key] = len(self._vectors)
             if row >= self.limit:
                 raise ProbatumError(
-                    f"the table of this pattern has more than {self.limit} rows; use another semiring or a smaller pattern"
+                    f"the table of this pattern has more than {self.limit} rows; use another semiring or pattern"
                 )
             if row >= len(self.accepts):
                 self.table = np.concatenate([self.table, np.full(len(self.table), 0xFFFFFFFF, np.uint32)])
@@ -613,8 +634,11 @@ class Machine:
         number = {e: i for i, e in enumerate(order)}
         self.states, self.classes = len(order), automaton.classes
         arcs = [
-            (c, i, number[y], w) for c in range(self.classes) for i, e in enumerate(order) for y, w in automaton.derivative(e, c)
-        ]  # fmt: skip
+            (c, i, number[y], w)
+            for c in range(self.classes)
+            for i, e in enumerate(order)
+            for y, w in automaton.derivative(e, c)
+        ]
         self.order = order
         self.integer = self.semiring.dtype is None
         self.symbol = np.array([arc[0] for arc in arcs], np.int64)
@@ -650,7 +674,8 @@ class Machine:
         return np.array(self.automaton.class_numbers(word), np.uint32)
 
     def weight(self, word: Any) -> Any:
-        """The weight of one word, by the compiled loop; integers stay exact (Python integers take over before 64 bits are full)."""
+        """The weight of one word, by the compiled loop; integers stay exact (Python integers take over before 64 bits
+        are full)."""
         loops = loops_or_none()
         assert loops is not None
         data = self.numbers(word)
@@ -683,9 +708,18 @@ class Machine:
         out = np.empty(len(words))
         data = np.concatenate([*numbers, np.empty(0, np.uint32)]).astype(np.uint32)
         loops.forward_words(
-            loops.OPERATION[self.semiring.loop], self.semiring.zero, self.pointer, self.target, self.weights, self.states, data,
-            offsets, self.initial, self.final, out,
-        )  # fmt: skip
+            loops.OPERATION[self.semiring.loop],
+            self.semiring.zero,
+            self.pointer,
+            self.target,
+            self.weights,
+            self.states,
+            data,
+            offsets,
+            self.initial,
+            self.final,
+            out,
+        )
         return out.tolist()
 
     def batch(self, words: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,5 @@
-"""What a carrier is: the monoid that a series is indexed by, and how its functions to a semiring are stored and multiplied."""
+"""What a carrier is: the monoid that a series is indexed by, and how its functions to a semiring are stored and
+multiplied."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
@@ -12,8 +13,8 @@ __all__ = ["Carrier", "convolved_at"]
 class Carrier:
     """A monoid (`unit`, `merge`, `split`) with a representation of series over it; `data` is that representation.
 
-    Subclasses store data as suits the monoid and pick an evaluation by the semiring's flags. `split` is the specification: products
-    are sums over the ways to split an index.
+    Subclasses store data as suits the monoid and pick an evaluation by the semiring's flags. `split` is the
+    specification: products are sums over the ways to split an index.
     """
 
     name = "carrier"

@@ -28,5 +28,6 @@ def have_flint() -> bool:
 
 
 def worth_compiling(steps: int) -> bool:
-    """Importing numba and loading a compiled loop costs about half a second: not for a few thousand steps, unless done already."""
+    """Importing numba and loading a compiled loop costs about half a second: not for a few thousand steps, unless done
+    already."""
     return steps > 50_000 or "probatum.algebra.loops" in sys.modules

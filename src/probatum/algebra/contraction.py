@@ -1,7 +1,7 @@
 """Einsum over any semiring, and the matrix product that everything else is brought to.
 
-Rings go to numpy's or torch's einsum (BLAS); LOG to a shifted matrix product that falls back where the shift would underflow;
-min-plus, max-plus and the rest to compiled loops (numpy) or blocked broadcasting (torch, differentiable).
+Rings go to numpy's or torch's einsum (BLAS); LOG to a shifted matrix product that falls back where the shift would
+underflow; min-plus, max-plus and the rest to compiled loops (numpy) or blocked broadcasting (torch, differentiable).
 
 >>> import numpy as np
 >>> from probatum.algebra.semirings import BOOL, MINPLUS
@@ -30,7 +30,8 @@ def contract(semiring: Semiring, spec: str, *ops: Any) -> Any:
 
     Args:
         semiring: what sums and multiplies. Without `dtype` the arrays hold Python objects (numpy only).
-        spec: as for einsum with an explicit output, letters only: "bij,jk->bik". A repeated letter in one operand is its diagonal.
+        spec: as for einsum with an explicit output, letters only: "bij,jk->bik". A repeated letter in one operand is
+            its diagonal.
         ops: arrays, or tensors of one device.
     Returns:
         Array or tensor with the output's indices.
@@ -126,7 +127,8 @@ def _pair(semiring: Semiring, xp: Any, left: str, right: str, out: str, a: Any, 
 
 
 def matmul(semiring: Semiring, a: Any, b: Any) -> Any:
-    """(..., I, K) x (..., K, J) -> (..., I, J) over a semiring; numpy (object arrays where `dtype` is None) or torch."""
+    """(..., I, K) x (..., K, J) -> (..., I, J) over a semiring; numpy (object arrays where `dtype` is None) or
+    torch."""
     xp = namespace(a, b)
     if semiring.ring or semiring.name in ("NAT", "PROB"):
         return a @ b
@@ -170,7 +172,8 @@ def _broadcast_matmul(semiring: Semiring, xp: Any, a: Any, b: Any) -> Any:
 
 
 def _log_matmul(semiring: Semiring, xp: Any, a: Any, b: Any) -> Any:
-    """exp-shifted product; where a row's and a column's maxima sit at different k the shift underflows, and the sum is redone."""
+    """exp-shifted product; where a row's and a column's maxima sit at different k the shift underflows, and the sum is
+    redone."""
     if not a.shape[-1] or not a.shape[-2] or not b.shape[-1]:
         return _broadcast_matmul(semiring, xp, a, b)
 

@@ -1,8 +1,8 @@
 """Series over N^d as dense arrays: polynomials in one variable, signals, images, distances by number of steps.
 
-Products by the semiring: real and complex through scipy's FFT or directly for few taps; integers and rationals exactly through
-flint (Kronecker substitution for several axes); Boolean through an FFT of indicators; min-plus and its kin through compiled loops, with
-merged slopes or monotone minima where an operand is convex.
+Products by the semiring: real and complex through scipy's FFT or directly for few taps; integers and rationals exactly
+through flint (Kronecker substitution for several axes); Boolean through an FFT of indicators; min-plus and its kin
+through compiled loops, with merged slopes or monotone minima where an operand is convex.
 
 >>> import numpy as np
 >>> from probatum.algebra.semirings import INT, MINPLUS
@@ -103,7 +103,7 @@ class Dense(Carrier):
         rest = [index for index, _ in self.items(semiring, a, None) if index != (0 if self.dims == 1 else self.unit())]
         if rest:
             raise ProbatumError(
-                f"star of this array is not finite in {semiring}: entry {rest[0]} is not zero; use to(Stream()) for the series"
+                f"star of this array is not finite in {semiring}: entry {rest[0]} is not zero; use to(Stream())"
             )
         return self.from_items(semiring, [(self.unit(), semiring.star(constant))])
 
@@ -142,7 +142,8 @@ class Dense(Carrier):
 def convolve(semiring: Semiring, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The full product of two arrays of d axes; shape n + m - 1 on each axis.
 
-    Floats are not exact beyond 2^53 through an FFT, so integers never take that way: the semiring decides, not the size.
+    Floats are not exact beyond 2^53 through an FFT, so integers never take that way: the semiring decides, not the
+    size.
     """
     if not a.size or not b.size:
         return _full(semiring, (0,) * a.ndim)
@@ -260,7 +261,8 @@ def _scalar(x: Any) -> np.ndarray:
 
 
 def _shifts(semiring: Semiring, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """out[i + j] += a[i] . b[j], one pass over the larger operand for each entry of the smaller: any semiring, any axes."""
+    """out[i + j] += a[i] . b[j], one pass over the larger operand for each entry of the smaller: any semiring, any
+    axes."""
     out = _full(semiring, np.array(a.shape) + b.shape - 1)
     add, mul = _operation(semiring, "add"), _operation(semiring, "mul")
     small, big, left = (a, b, True) if a.size <= b.size else (b, a, False)

@@ -1,11 +1,13 @@
 """Generalized convolution and efficient language recognition (Elliott 2019, arXiv 1903.10677).
 
-Functions from a monoid to a semiring multiply by convolution, (f * g)(w) = sum over uv = w of f(u) g(v). Choose the monoid, the
-semiring and a representation, and this one product is sequencing in regular expressions, parsing, polynomial and power-series
-multiplication, or image filtering; indexing is a homomorphism, which fixes every representation's rules.
+Functions from a monoid to a semiring multiply by convolution, (f * g)(w) = sum over uv = w of f(u) g(v). Choose the
+monoid, the semiring and a representation, and this one product is sequencing in regular expressions, parsing,
+polynomial and power-series multiplication, or image filtering; indexing is a homomorphism, which fixes every
+representation's rules.
 
-For: matching, counting, scoring and n-best parsing with one pattern; exact polynomials and series; min-plus products; image kernels.
-Not for: look-around or back-references (not regular), left-recursive grammars, float convolution where scipy alone will do.
+For: matching, counting, scoring and n-best parsing with one pattern; exact polynomials and series; min-plus products;
+image kernels. Not for: look-around or back-references (not regular), left-recursive grammars, float convolution where
+scipy alone will do.
 
 >>> ways = regex("a*a*", NAT)
 >>> ways["a" * 100], ways["b"]
@@ -114,11 +116,14 @@ __all__ = [
 class Series:
     """A function from a carrier's monoid to a semiring, of finite or infinite support.
 
-    `f + g` adds; `f * g` convolves; `f & g` multiplies pointwise (intersection, over Booleans); `f.star()` is 1 + f + f*f + ...; `f[index]`
-    reads one value, and is a homomorphism: (f + g)[w] = f[w] + g[w], and so on. A weight may stand for its constant series. `-f`, `f - g`
+    `f + g` adds; `f * g` convolves; `f & g` multiplies pointwise (intersection, over Booleans); `f.star()` is 1 + f +
+    f*f + ...; `f[index]`
+    reads one value, and is a homomorphism: (f + g)[w] = f[w] + g[w], and so on. A weight may stand for its constant
+        series. `-f`, `f - g`
     need a ring, `f / g` a Stream over one.
 
-    Make one with `regex`, `grammar`, `polynomial`, `power_series`, `image_filter`, or `Series.of(carrier, semiring, values)`.
+    Make one with `regex`, `grammar`, `polynomial`, `power_series`, `image_filter`, or `Series.of(carrier, semiring,
+    values)`.
     """
 
     __slots__ = ("carrier", "data", "semiring")
@@ -129,7 +134,8 @@ class Series:
 
     @classmethod
     def of(cls, carrier: Carrier, semiring: Semiring, values: Any) -> "Series":
-        """From a mapping {index: weight} or, for Dense and Stream, a (nested) sequence of weights; for Words also a list of words.
+        """From a mapping {index: weight} or, for Dense and Stream, a (nested) sequence of weights; for Words also a
+        list of words.
 
         Raises:
             ProbatumError: an index that is not the carrier's, a weight that is not the semiring's.
@@ -282,8 +288,8 @@ class Series:
     def to(self, carrier: Carrier) -> "Series":
         """The same series over another monoid, along a homomorphism.
 
-        Words -> Stream by length (the generating function), Words -> Monomials by letter counts, Words -> Words with another alphabet,
-        Dense <-> Monomials <-> Stream by exponents.
+        Words -> Stream by length (the generating function), Words -> Monomials by letter counts, Words -> Words with
+        another alphabet, Dense <-> Monomials <-> Stream by exponents.
         """
         if carrier == self.carrier:
             return self
@@ -293,8 +299,8 @@ class Series:
         """The same series over another semiring, its automaton not written anew.
 
         Args:
-            convert: weight -> weight of the new semiring; should be a homomorphism for values to convert as well. Default: the
-                new semiring's own reading of the old weights.
+            convert: weight -> weight of the new semiring; should be a homomorphism for values to convert as well.
+                Default: the new semiring's own reading of the old weights.
         """
         return Series(
             semiring=semiring,
@@ -314,13 +320,15 @@ class Series:
     def parses(self, word: Sequence[Any], n: int = 1) -> list[Parse]:
         """The n best derivations of a word, as trees of rules and named groups.
 
-        Best by weight: smallest over MINPLUS, greatest over MAXPLUS and LOG, else greatest product of the weights read as numbers; ties by
+        Best by weight: smallest over MINPLUS, greatest over MAXPLUS and LOG, else greatest product of the weights read
+            as numbers; ties by
         the shorter derivation.
         """
         return self._words("parses").parses(word, n)
 
     def total(self) -> Any:
-        """The sum over all words, also of recursive grammars (least fixed point; a probabilistic grammar is proper if it is 1)."""
+        """The sum over all words, also of recursive grammars (least fixed point; a probabilistic grammar is proper if
+        it is 1)."""
         return self._words("total").total()
 
     def named(self, name: str) -> "Series":
@@ -382,7 +390,8 @@ class Series:
         """Filter an array with this Dense series as kernel, zeros outside.
 
         Args:
-            image: (H, W) or, with channels filtered apart, (H, W, C) for two dimensions; in general `dims` axes or one more.
+            image: (H, W) or, with channels filtered apart, (H, W, C) for two dimensions; in general `dims` axes or one
+                more.
             mode: "same" the shape of the image, centred; "full"; "valid" where the kernel fits.
         """
         if not isinstance(self.carrier, Dense):
@@ -441,7 +450,8 @@ def regex(
 
     Args:
         pattern: as for `re`, with `(?&name)` for a rule and `(?=0.5)` for a weight.
-        semiring: BOOL matches, NAT counts, MINPLUS finds the cheapest, PROB sums, STRINGS or PARSES translate, and so on.
+        semiring: BOOL matches, NAT counts, MINPLUS finds the cheapest, PROB sums, STRINGS or PARSES translate, and so
+            on.
         rules: named patterns, which may refer to each other and to themselves behind at least one symbol.
         alphabet: closed set of symbols; words with others are then an error.
     """
@@ -515,7 +525,8 @@ def fix(equations: Callable[..., Any], semiring: Semiring = RAT) -> Any:
     """Power series defined through each other: equations(s1, s2, ...) gives the right-hand sides; returns s1, s2, ...
 
     Raises:
-        ProbatumError: a coefficient that depends on itself (when it is asked for), or a wrong number of right-hand sides.
+        ProbatumError: a coefficient that depends on itself (when it is asked for), or a wrong number of right-hand
+            sides.
     """
     count = len(inspect.signature(equations).parameters)
     unknown = [Series(Stream(), semiring, Coefficients(semiring, lambda n: None)) for _ in range(count)]

@@ -1,8 +1,10 @@
-"""Compiled loops (numba): tables of automata, sparse weighted automata, convolutions and matrix products over odd semirings.
+"""Compiled loops (numba): tables of automata, sparse weighted automata, convolutions and matrix products over odd
+semirings.
 
-Each has a slow twin elsewhere in the package that is its specification; tests hold them equal. Tables are flat uint32 arrays whose
-entries are row offsets (state x width), so that one step is one addition and one load; unsigned, since a signed index costs a test
-for negative ones in the one chain of dependent operations. MISSING marks a transition not built yet: the loop stops there.
+Each has a slow twin elsewhere in the package that is its specification; tests hold them equal. Tables are flat uint32
+arrays whose entries are row offsets (state x width), so that one step is one addition and one load; unsigned, since a
+signed index costs a test for negative ones in the one chain of dependent operations. MISSING marks a transition not
+built yet: the loop stops there.
 """
 
 import math
@@ -36,7 +38,8 @@ OPERATION = {"real": REAL, "minplus": MINPLUS, "maxplus": MAXPLUS, "maxtimes": M
 
 @njit(cache=True, nogil=True)
 def run_classes(table, classes, data, pos, state):
-    """From state along data[pos:]; symbols beyond the table of classes are of its last class. Returns (position, state)."""
+    """From state along data[pos:]; symbols beyond the table of classes are of its last class. Returns (position,
+    state)."""
     n, last = len(data), np.uint32(len(classes) - 1)
     while pos < n:
         symbol = data[pos]
@@ -50,7 +53,8 @@ def run_classes(table, classes, data, pos, state):
 
 @njit(cache=True, nogil=True)
 def run_lines(table, classes, data, pos, state, start, accepts, width, ends, flags, count):
-    """Whether each line (ending in byte 10) is accepted; fills ends and flags. Stops before a missing transition or when they are full."""
+    """Whether each line (ending in byte 10) is accepted; fills ends and flags. Stops before a missing transition or
+    when they are full."""
     n, last = len(data), np.uint32(len(classes) - 1)
     while pos < n:
         symbol = data[pos]
@@ -72,7 +76,8 @@ def run_lines(table, classes, data, pos, state, start, accepts, width, ends, fla
 
 @njit(cache=True, nogil=True)
 def longest(table, classes, data, pos, stop, state, accepts, width, dead, best):
-    """The end of the longest accepted stretch from pos: (position reached, state, best end so far); stops at the dead state."""
+    """The end of the longest accepted stretch from pos: (position reached, state, best end so far); stops at the dead
+    state."""
     last = np.uint32(len(classes) - 1)
     while pos < stop:
         symbol = data[pos]
@@ -90,7 +95,8 @@ def longest(table, classes, data, pos, stop, state, accepts, width, dead, best):
 
 @njit(cache=True, nogil=True)
 def marks(table, classes, data, pos, state, accepts, width, out):
-    """Right to left: out[i] = whether the automaton accepts what it read down to position i. Stops before a missing transition."""
+    """Right to left: out[i] = whether the automaton accepts what it read down to position i. Stops before a missing
+    transition."""
     last = np.uint32(len(classes) - 1)
     while pos > 0:
         symbol = data[pos - 1]
@@ -118,7 +124,7 @@ def _plus(op, a, b):
 
 @njit(cache=True, inline="always")
 def _times(op, a, b):
-    if op == REAL or op == MAXTIMES:
+    if op in (REAL, MAXTIMES):
         return a * b
     return a + b
 
@@ -142,7 +148,8 @@ def forward_float(op, zero, pointer, target, weight, states, data, vector):
 
 @njit(cache=True, nogil=True)
 def forward_int(limit, pointer, target, weight, states, data, pos, vector):
-    """Exact 64-bit sums of products; stops at the position where an entry exceeds `limit`, for Python integers to go on."""
+    """Exact 64-bit sums of products; stops at the position where an entry exceeds `limit`, for Python integers to go
+    on."""
     following = np.empty_like(vector)
     n = len(data)
     while pos < n:
@@ -257,7 +264,8 @@ def convex_merge(a, b):
 
 @njit(cache=True, nogil=True)
 def smallest_with_convex(a, b):
-    """Min-plus product of a convex `a` with any `b`: the best position in b moves right, so each lies between its neighbours'."""
+    """Min-plus product of a convex `a` with any `b`: the best position in b moves right, so each lies between its
+    neighbours'."""
     n, m = len(a), len(b)
     size = n + m - 1
     out = np.empty(size)

@@ -1,7 +1,8 @@
 """Match, count, score and parse lines or files by one weighted pattern: what `probatum match` does.
 
-Yes or no runs as a table automaton over blocks of bytes, in time linear in the file whatever the pattern, and in the memory of one
-block. Leftmost-longest spans take one pass from the right (where can a match begin) and one from each beginning.
+Yes or no runs as a table automaton over blocks of bytes, in time linear in the file whatever the pattern, and in the
+memory of one block. Leftmost-longest spans take one pass from the right (where can a match begin) and one from each
+beginning.
 
 >>> finder = Matcher("[0-9]+(ms|s)")
 >>> finder.spans("took 12ms, then 3s")
@@ -191,9 +192,17 @@ class Matcher:
             pos, state, best = at, np.uint32(forward.start * forward.width), at
             while True:
                 pos, state, best, done = loops.longest(
-                    forward.table, forward.class_table, data, pos, len(data), state, forward.accepts, forward.width,
-                    np.uint32(forward.dead * forward.width), best,
-                )  # fmt: skip
+                    forward.table,
+                    forward.class_table,
+                    data,
+                    pos,
+                    len(data),
+                    state,
+                    forward.accepts,
+                    forward.width,
+                    np.uint32(forward.dead * forward.width),
+                    best,
+                )
                 if done:
                     break
                 forward._miss(data, pos, state)
@@ -209,13 +218,10 @@ class Matcher:
         automaton = self._plain.automaton
         numbers, spans, at = automaton.class_numbers(text), [], 0
         while at < len(text) and (most is None or len(spans) < most):
-            end, vector = at, dict(automaton.start)
-            for i in range(at, len(text)):
-                vector = automaton.step(vector, numbers[i])
-                if not vector:
-                    break
-                if automaton.value(vector):
-                    end = i + 1
+            end = at
+            for i, weight in enumerate(self._plain.prefix_weights(numbers[at:])):
+                if weight:
+                    end = at + i
             if end > at:
                 spans.append((at, end))
             at = max(end, at + 1)
@@ -229,9 +235,8 @@ class Matcher:
         ends = np.flatnonzero(data == 10)
         flags = np.zeros(len(ends), np.bool_)
         table = self._yes.table
-        loops = loops_or_none() if not self._yes.recursive and worth_compiling(len(data)) else None
-        assert table is not None
-        if loops is None:
+        loops = loops_or_none() if worth_compiling(len(data)) else None
+        if loops is None or table is None:
             start = 0
             for i, end in enumerate(ends.tolist()):
                 flags[i] = bool(self._yes.weight(_text(data[start:end])))
@@ -319,9 +324,13 @@ def match_files(
         if invert:
             return Found(path, line, text if keep else "")
         return Found(
-            path, line, text if keep else "", tuple(matcher.spans(text)) if spans else (), matcher.weight(text) if weights else None,
+            path,
+            line,
+            text if keep else "",
+            tuple(matcher.spans(text)) if spans else (),
+            matcher.weight(text) if weights else None,
             tuple(matcher.parses(text, parses)) if parses else (),
-        )  # fmt: skip
+        )
 
     for path in paths:
         name, stream = _open(path)

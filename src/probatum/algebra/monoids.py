@@ -1,7 +1,8 @@
 """Monoids, and one scan in three modes that give the same result: a loop, a tree, chunks with a carry.
 
-An element is an array or tensor with one axis of positions, or a tuple of such leaves (the state of an affine map, of a softmax), or
-a plain list of Python objects. `combine(earlier, later)` works on whole slices of positions at once. Autograd goes through all modes.
+An element is an array or tensor with one axis of positions, or a tuple of such leaves (the state of an affine map, of a
+softmax), or a plain list of Python objects. `combine(earlier, later)` works on whole slices of positions at once.
+Autograd goes through all modes.
 
 >>> import numpy as np
 >>> a, b = np.array([0.5, 0.5, 0.5]), np.array([1.0, 2.0, 3.0])        # h <- a h + b, three steps
@@ -134,9 +135,10 @@ def scan(
         monoid: what combines.
         xs: leaf, tuple of leaves, or list; all leaves have the same length on `axis` (counted from the front).
         axis: of the positions; 0 for lists.
-        mode: "sequential" n steps, least work; "tree" about 2 log2(n) vectorised steps, twice the work; "chunked" tree inside
-            chunks and a carry between them: the memory of one chunk beyond in- and output.
-        reverse: y[t] = x[t] . x[t+1] ... x[n-1]; the order of factors stays. With the forward scan: marginals of all positions.
+        mode: "sequential" n steps, least work; "tree" about 2 log2(n) vectorised steps, twice the work; "chunked" tree
+            inside chunks and a carry between them: the memory of one chunk beyond in- and output.
+        reverse: y[t] = x[t] . x[t+1] ... x[n-1]; the order of factors stays. With the forward scan: marginals of all
+            positions.
         exclusive: leave x[t] itself out; the first (reversed: last) result is the unit.
         chunk: positions a chunk, for "chunked".
     Returns:

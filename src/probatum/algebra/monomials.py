@@ -1,4 +1,5 @@
-"""Series over (names -> N): polynomials in several variables, exact over integers and rationals through flint where it is installed."""
+"""Series over (names -> N): polynomials in several variables, exact over integers and rationals through flint where it
+is installed."""
 
 import ast
 import operator
@@ -15,7 +16,8 @@ __all__ = ["Monomials", "parse_polynomial"]
 
 
 class Monomials(Carrier):
-    """Exponent tuples in the order of `names`. Data is a dict {exponents: coefficient} or, over INT, NAT and RAT, a flint polynomial."""
+    """Exponent tuples in the order of `names`. Data is a dict {exponents: coefficient} or, over INT, NAT and RAT, a
+    flint polynomial."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
@@ -119,7 +121,7 @@ class Monomials(Carrier):
         others = [index for index in terms if any(index)]
         if others:
             raise ProbatumError(
-                f"star of this polynomial is not finite in {semiring}: exponents {others[0]}; use Stream for one variable"
+                f"star of this polynomial is not finite in {semiring}: exponents {others[0]}; use a Stream"
             )
         return self.from_items(semiring, [(self.unit(), semiring.star(terms.get(self.unit(), semiring.zero)))])
 
@@ -198,7 +200,8 @@ def parse_polynomial(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def build_polynomial(tree: Any, leaf: Any) -> Any:
-    """Evaluate a tree of `parse_polynomial`: leaf(name or Fraction) gives series, which add, multiply and take powers."""
+    """Evaluate a tree of `parse_polynomial`: leaf(name or Fraction) gives series, which add, multiply and take
+    powers."""
     if isinstance(tree, ast.Name):
         return leaf(tree.id)
     if isinstance(tree, ast.Constant):

@@ -1,12 +1,13 @@
 """Two notations for terms: regular expressions in the manner of `re`, and grammars of named rules.
 
-Pattern: literals, `.` (all but newline), `[a-z]` `[^...]`, `\\d \\w \\s` and their complements (ASCII), `\\n \\t \\r \\f \\v \\0 \\xHH \\uHHHH`,
-`( )` `(?: )`, `(?P<name> )` (a part that parses show), `|`, `* + ?`, `{m} {m,} {m,n}`; beyond `re`: `(?&name)` refers to a
-rule (recursion allowed) and `(?=0.5)` is a weight. A pattern always describes whole words. No look-around, back-references or
-anchors, since they are not regular.
+Pattern: literals, `.` (all but newline), `[a-z]` `[^...]`, `\\d \\w \\s` and their complements (ASCII), `\\n \\t \\r
+\\f \\v \\0 \\xHH \\uHHHH`, `( )` `(?: )`, `(?P<name> )` (a part that parses show), `|`, `* + ?`, `{m} {m,} {m,n}`;
+beyond `re`: `(?&name)` refers to a rule (recursion allowed) and `(?=0.5)` is a weight. A pattern always describes whole
+words. No look-around, back-references or anchors, since they are not regular.
 
-Grammar: one rule a line, `name = body`; lines that begin with a blank go on; `#` starts a comment. In a body blanks separate, "text" and 'text'
-are literal, a bare name refers to a rule, `<0.5>` is a weight, the rest is as in a pattern. The first rule is where words start.
+Grammar: one rule a line, `name = body`; lines that begin with a blank go on; `#` starts a comment. In a body blanks
+separate, "text" and 'text' are literal, a bare name refers to a rule, `<0.5>` is a weight, the rest is as in a pattern.
+The first rule is where words start.
 
 >>> rules = parse_grammar('''
 ... sum  = term ("+" sum)?      # a sum of terms

@@ -1,9 +1,10 @@
-"""The paper's four representations of a weighted language, side by side for comparison (Fig. "stats"); to use one, take `regex` instead.
+"""The paper's four representations of a weighted language, side by side for comparison (Fig. "stats"); to use one, take
+`regex` instead.
 
-`derivatives`: expressions with Brzozowski's derivatives and the reference's smart constructors, nothing remembered. `memoised`: the same
-with hash-consed expressions that remember their derivatives. `trie`: b <| h, a weight and a function from symbols to tries. `trie_memoised`:
-the same with a dictionary. Recursive rules are references by name, and their weight of the empty word is found beforehand, so that all
-four terminate on them.
+`derivatives`: expressions with Brzozowski's derivatives and the reference's smart constructors, nothing remembered.
+`memoised`: the same with hash-consed expressions that remember their derivatives. `trie`: b <| h, a weight and a
+function from symbols to tries. `trie_memoised`: the same with a dictionary. Recursive rules are references by name, and
+their weight of the empty word is found beforehand, so that all four terminate on them.
 
 >>> from probatum.algebra.semirings import NAT
 >>> [Representation(kind, "a*a*", NAT)["a" * 9] for kind in REPRESENTATIONS]
@@ -34,12 +35,15 @@ LANGUAGES: dict[str, tuple[str, dict[str, str], Callable[[int], str], Callable[[
     "a*ba*": ("a*ba*", {}, lambda n: "a" * (n // 2) + "b" + "a" * (n - n // 2 - 1), lambda n: 1),
     "letters": (f"{_LETTERS}*", {}, lambda n: ("abcdefghijklmnopqrstuvwxyz" * (n // 26 + 1))[:n], lambda n: 1),
     "fishy": (
-        f"{_LETTERS}*fish{_LETTERS}*", {}, lambda n: ("asdf" * n)[: n // 2 - 2] + "fish" + ("asdf" * n)[: n - n // 2 - 2], lambda n: 1,
+        f"{_LETTERS}*fish{_LETTERS}*",
+        {},
+        lambda n: ("asdf" * n)[: n // 2 - 2] + "fish" + ("asdf" * n)[: n - n // 2 - 2],
+        lambda n: 1,
     ),
     "anbn": ("(?&anbn)", {"anbn": "(a(?&anbn)b)?"}, lambda n: "a" * (n // 2) + "b" * (n // 2), lambda n: 1),
     "dyck": ("(?&dyck)", _DYCK, lambda n: "[]" * (n // 2), lambda n: 1),
     "nested dyck": ("(?&dyck)", _DYCK, lambda n: "[" * (n // 2) + "]" * (n // 2), lambda n: 1),
-}  # fmt: skip
+}
 
 
 def word_of(language: str, length: int) -> tuple[str, int]:
@@ -73,16 +77,25 @@ class Representation:
             raise ProbatumError(f"left recursion: {' -> '.join(cycle)}")
         s = semiring
         empty: dict[str, Callable[..., Any]] = {
-            "symbols": lambda _: s.zero, "value": lambda w: s.element(w), "sum": lambda _, *p: s.sum(p), "product": lambda _, *p: s.prod(p),
-            "star": lambda _, p: s.star(p), "open": lambda _: s.one, "close": lambda _: s.one,
-        }  # fmt: skip
+            "symbols": lambda _: s.zero,
+            "value": lambda w: s.element(w),
+            "sum": lambda _, *p: s.sum(p),
+            "product": lambda _, *p: s.prod(p),
+            "star": lambda _, p: s.star(p),
+            "open": lambda _: s.one,
+            "close": lambda _: s.one,
+        }
         known = fixed_point(named, empty, s.zero, lambda a, b: bool(a == b), 1000, "weight of the empty word")
         make = (_Expressions if kind in ("derivatives", "memoised") else _Tries)(s, known, kind.endswith("memoised"))
         algebra: dict[str, Callable[..., Any]] = {
-            "symbols": make.symbols, "value": lambda w: make.value(s.element(w)), "sum": lambda _, *p: make.fold(make.plus, p, make.zero),
-            "product": lambda _, *p: make.fold(make.times, p, make.one), "star": lambda _, p: make.star(p), "open": lambda _: make.one,
+            "symbols": make.symbols,
+            "value": lambda w: make.value(s.element(w)),
+            "sum": lambda _, *p: make.fold(make.plus, p, make.zero),
+            "product": lambda _, *p: make.fold(make.times, p, make.one),
+            "star": lambda _, p: make.star(p),
+            "open": lambda _: make.one,
             "close": lambda _: make.one,
-        }  # fmt: skip
+        }
         references = {name: make.reference(name) for name in named}
         for name, body in named.items():
             make.bodies[name] = evaluate(body, references, algebra)
@@ -244,7 +257,8 @@ class _Trie:
 
 
 class _Tries:
-    """The paper's equations: 0 = 0 <| 0; (a <| p) + (b <| q) = (a+b) <| (p+q); (a <| p) q = a q + (0 <| c. p c . q); star likewise."""
+    """The paper's equations: 0 = 0 <| 0; (a <| p) + (b <| q) = (a+b) <| (p+q); (a <| p) q = a q + (0 <| c. p c . q);
+    star likewise."""
 
     fold = staticmethod(_Expressions.fold)
 

@@ -1,8 +1,8 @@
 """Semirings: what a weight is, how weights add along alternatives and multiply along a sequence.
 
-A `Semiring` is a frozen record of functions that work on Python scalars and, where `dtype` is set, on numpy arrays and torch
-tensors alike (recognised by type; torch is never imported here). Its flags drive dispatch: a ring goes to FFT and BLAS, an
-idempotent finite one to a table automaton, everything else to loops.
+A `Semiring` is a frozen record of functions that work on Python scalars and, where `dtype` is set, on numpy arrays and
+torch tensors alike (recognised by type; torch is never imported here). Its flags drive dispatch: a ring goes to FFT and
+BLAS, an idempotent finite one to a table automaton, everything else to loops.
 
 >>> MINPLUS.add(3.0, 5.0), MINPLUS.mul(3.0, 5.0), BOOL.star(True)
 (3.0, 8.0, True)
@@ -60,12 +60,14 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Semiring:
-    """(zero, one, add, mul): add is associative and commutative, mul associative, distributes over add, zero annihilates.
+    """(zero, one, add, mul): add is associative and commutative, mul associative, distributes over add, zero
+    annihilates.
 
     Args:
         name: shown in messages and in `plan()`.
         zero, one: the units, as Python scalars.
-        add, mul: binary; on scalars and, if `dtype` is set, elementwise on arrays and tensors. mul keeps the order of its operands.
+        add, mul: binary; on scalars and, if `dtype` is set, elementwise on arrays and tensors. mul keeps the order of
+            its operands.
         star: w -> 1 + w + w^2 + ...; None: exists for zero alone. It raises where the sum does not exist.
         idempotent: w + w = w.
         commutative: of mul. Pointwise products of automata and evaluation of polynomials need it.
@@ -74,8 +76,8 @@ class Semiring:
         total: (array, axis) -> sum over one axis; derived from add where absent.
         coerce: what a user wrote -> an element; raises ValueError or TypeError.
         finite: finitely many elements, so that vectors of weights can be states of a table.
-        loop: name of the compiled loop in `loops`, where there is one; `scalars` are (add, mul) on plain scalars that numba may
-            compile, for a user's own numeric semiring.
+        loop: name of the compiled loop in `loops`, where there is one; `scalars` are (add, mul) on plain scalars that
+            numba may compile, for a user's own numeric semiring.
     """
 
     name: str
@@ -322,46 +324,123 @@ def _all_true(w: Any) -> Any:
 
 
 BOOL = Semiring(
-    "BOOL", False, True, lambda a, b: a | b, lambda a, b: a & b, _all_true, idempotent=True, dtype="bool",
-    total=lambda array, axis: array.any(axis), coerce=_as_bool, finite=True, loop="bool",
-)  # fmt: skip
+    "BOOL",
+    False,
+    True,
+    lambda a, b: a | b,
+    lambda a, b: a & b,
+    _all_true,
+    idempotent=True,
+    dtype="bool",
+    total=lambda array, axis: array.any(axis),
+    coerce=_as_bool,
+    finite=True,
+    loop="bool",
+)
 NAT = Semiring("NAT", 0, 1, _add, _mul, total=_sum, coerce=_as_nat, loop="nat")
 INT = Semiring("INT", 0, 1, _add, _mul, negate=lambda a: -a, total=_sum, coerce=_as_int, loop="int")
 RAT = Semiring(
-    "RAT", Fraction(0), Fraction(1), _add, _mul, _star_if("RAT", "|w| < 1", lambda w: abs(w) < 1, _geometric),
-    negate=lambda a: -a, divide=lambda a, b: a / b, total=_sum, coerce=_as_rational,
-)  # fmt: skip
+    "RAT",
+    Fraction(0),
+    Fraction(1),
+    _add,
+    _mul,
+    _star_if("RAT", "|w| < 1", lambda w: abs(w) < 1, _geometric),
+    negate=lambda a: -a,
+    divide=lambda a, b: a / b,
+    total=_sum,
+    coerce=_as_rational,
+)
 REAL = Semiring(
-    "REAL", 0.0, 1.0, _add, _mul, _star_if("REAL", "|w| < 1", lambda w: abs(w) < 1, _geometric),
-    negate=lambda a: -a, divide=lambda a, b: a / b, dtype="float64", total=_sum, coerce=_as_real, loop="real",
-)  # fmt: skip
+    "REAL",
+    0.0,
+    1.0,
+    _add,
+    _mul,
+    _star_if("REAL", "|w| < 1", lambda w: abs(w) < 1, _geometric),
+    negate=lambda a: -a,
+    divide=lambda a, b: a / b,
+    dtype="float64",
+    total=_sum,
+    coerce=_as_real,
+    loop="real",
+)
 COMPLEX = Semiring(
-    "COMPLEX", 0j, 1 + 0j, _add, _mul, _star_if("COMPLEX", "|w| < 1", lambda w: abs(w) < 1, _geometric),
-    negate=lambda a: -a, divide=lambda a, b: a / b, dtype="complex128", total=_sum, coerce=complex,
-)  # fmt: skip
+    "COMPLEX",
+    0j,
+    1 + 0j,
+    _add,
+    _mul,
+    _star_if("COMPLEX", "|w| < 1", lambda w: abs(w) < 1, _geometric),
+    negate=lambda a: -a,
+    divide=lambda a, b: a / b,
+    dtype="complex128",
+    total=_sum,
+    coerce=complex,
+)
 PROB = Semiring(
-    "PROB", 0.0, 1.0, _add, _mul, _star_if("PROB", "0 <= w < 1", lambda w: (w >= 0) & (w < 1), _geometric),
-    dtype="float64", total=_sum, coerce=_as_share, loop="real",
-)  # fmt: skip
+    "PROB",
+    0.0,
+    1.0,
+    _add,
+    _mul,
+    _star_if("PROB", "0 <= w < 1", lambda w: (w >= 0) & (w < 1), _geometric),
+    dtype="float64",
+    total=_sum,
+    coerce=_as_share,
+    loop="real",
+)
 LOG = Semiring(
-    "LOG", -math.inf, 0.0, _log_add, _add, _star_if("LOG", "w < 0", lambda w: w < 0, _log_star),
-    dtype="float64", total=_log_total, coerce=_as_real, loop="log",
-)  # fmt: skip
+    "LOG",
+    -math.inf,
+    0.0,
+    _log_add,
+    _add,
+    _star_if("LOG", "w < 0", lambda w: w < 0, _log_star),
+    dtype="float64",
+    total=_log_total,
+    coerce=_as_real,
+    loop="log",
+)
 MINPLUS = Semiring(
-    "MINPLUS", math.inf, 0.0, _lesser, _add, _star_if("MINPLUS", "w >= 0", lambda w: w >= 0, _one_like(0.0)),
-    idempotent=True, dtype="float64", coerce=_as_real, loop="minplus",
+    "MINPLUS",
+    math.inf,
+    0.0,
+    _lesser,
+    _add,
+    _star_if("MINPLUS", "w >= 0", lambda w: w >= 0, _one_like(0.0)),
+    idempotent=True,
+    dtype="float64",
+    coerce=_as_real,
+    loop="minplus",
     total=lambda array, axis: array.min(axis) if namespace(array) is np else array.amin(axis),
-)  # fmt: skip
+)
 MAXPLUS = Semiring(
-    "MAXPLUS", -math.inf, 0.0, _greater, _add, _star_if("MAXPLUS", "w <= 0", lambda w: w <= 0, _one_like(0.0)),
-    idempotent=True, dtype="float64", coerce=_as_real, loop="maxplus",
+    "MAXPLUS",
+    -math.inf,
+    0.0,
+    _greater,
+    _add,
+    _star_if("MAXPLUS", "w <= 0", lambda w: w <= 0, _one_like(0.0)),
+    idempotent=True,
+    dtype="float64",
+    coerce=_as_real,
+    loop="maxplus",
     total=lambda array, axis: array.max(axis) if namespace(array) is np else array.amax(axis),
-)  # fmt: skip
+)
 MAXTIMES = Semiring(
-    "MAXTIMES", 0.0, 1.0, _greater, _mul, _star_if("MAXTIMES", "0 <= w <= 1", lambda w: (w >= 0) & (w <= 1), _one_like(1.0)),
-    idempotent=True, dtype="float64", coerce=_as_share, loop="maxtimes",
+    "MAXTIMES",
+    0.0,
+    1.0,
+    _greater,
+    _mul,
+    _star_if("MAXTIMES", "0 <= w <= 1", lambda w: (w >= 0) & (w <= 1), _one_like(1.0)),
+    idempotent=True,
+    dtype="float64",
+    coerce=_as_share,
+    loop="maxtimes",
     total=lambda array, axis: array.max(axis) if namespace(array) is np else array.amax(axis),
-)  # fmt: skip
+)
 
 
 def _as_strings(value: Any) -> frozenset[str]:
@@ -381,16 +460,23 @@ def _strings_star(value: frozenset[str]) -> frozenset[str]:
 
 
 STRINGS = Semiring(
-    "STRINGS", frozenset(), frozenset({""}), lambda a, b: a | b, lambda a, b: frozenset(u + v for u in a for v in b),
-    _strings_star, idempotent=True, commutative=False, coerce=_as_strings,
-)  # fmt: skip
+    "STRINGS",
+    frozenset(),
+    frozenset({""}),
+    lambda a, b: a | b,
+    lambda a, b: frozenset(u + v for u in a for v in b),
+    _strings_star,
+    idempotent=True,
+    commutative=False,
+    coerce=_as_strings,
+)
 
 
 class Trail:
     """A sequence of labels with concatenation in O(1): the back-pointers of a best path. Iterate it to read the labels.
 
-    Trails are ordered by length, then by labels: an order that concatenation on either side keeps, so that ties between equal
-    weights break the same way in whatever order sums are taken.
+    Trails are ordered by length, then by labels: an order that concatenation on either side keeps, so that ties between
+    equal weights break the same way in whatever order sums are taken.
     """
 
     __slots__ = ("_labels", "_left", "_right", "length")
@@ -602,10 +688,18 @@ def polynomials(base: Semiring) -> Semiring:
         return trim([base.coerce(x) for x in value])
 
     return Semiring(
-        f"polynomials({base.name})", (), trim([base.one]), add, mul, star, idempotent=base.idempotent,
-        commutative=base.commutative, negate=None if base.negate is None else lambda a: tuple(map(base.negate, a)),
-        coerce=coerce, made_by=(polynomials, base),
-    )  # fmt: skip
+        f"polynomials({base.name})",
+        (),
+        trim([base.one]),
+        add,
+        mul,
+        star,
+        idempotent=base.idempotent,
+        commutative=base.commutative,
+        negate=None if base.negate is None else lambda a: tuple(map(base.negate, a)),
+        coerce=coerce,
+        made_by=(polynomials, base),
+    )
 
 
 @functools.cache
@@ -619,5 +713,5 @@ def find_semiring(name: str) -> Semiring:
     """The shipped semiring of this name, in any case; `min-plus` and `minplus` are the same."""
     key = name.replace("-", "").replace("_", "").upper()
     if key not in semirings():
-        raise ProbatumError(f"unknown semiring {name!r}: {did_you_mean(key, semirings()) or ', '.join(semirings())}")
+        raise ProbatumError(f"unknown semiring {name!r}: {did_you_mean(key.lower(), map(str.lower, semirings()))}")
     return semirings()[key]

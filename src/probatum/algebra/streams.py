@@ -1,8 +1,8 @@
 """Lazy power series: coefficients are made in order, once, and products are online (relaxed).
 
-Coefficient n of a product asks only for coefficients 0..n of its factors, so a series may be defined through itself. Blocks of the
-relaxed product (van der Hoeven 2002) go through flint over integers and rationals: n log^2 n operations in all instead of n^2. Floats use
-direct sums in each block: an FFT would lose small coefficients beside large ones.
+Coefficient n of a product asks only for coefficients 0..n of its factors, so a series may be defined through itself.
+Blocks of the relaxed product (van der Hoeven 2002) go through flint over integers and rationals: n log^2 n operations
+in all instead of n^2. Floats use direct sums in each block: an FFT would lose small coefficients beside large ones.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,8 @@ __all__ = ["Coefficients", "Stream"]
 
 
 class Coefficients:
-    """A memoised sequence: `make(n)` gives coefficient n and may ask for coefficients below n of anything, n of its operands.
+    """A memoised sequence: `make(n)` gives coefficient n and may ask for coefficients below n of anything, n of its
+    operands.
 
     `order`: coefficients below it are known to be zero without being asked for. `known`: a finite series, all of it.
     """
@@ -191,10 +192,11 @@ def _exact(semiring: Semiring) -> bool:
 
 
 class _Relaxed:
-    """Called with n = 0, 1, 2, ...: coefficient n (counted behind `shift`) of a . b, asking only for what is known by then.
+    """Called with n = 0, 1, 2, ...: coefficient n (counted behind `shift`) of a . b, asking only for what is known by
+    then.
 
-    At step i, for each k with m . 2^k = i + 2, the blocks a[2^k - 1 : 2^(k+1) - 1] and b[(m-1) 2^k - 1 : m 2^k - 1] are multiplied
-    (and, unless m = 2, the same with a and b exchanged); the product starts at coefficient i.
+    At step i, for each k with m . 2^k = i + 2, the blocks a[2^k - 1 : 2^(k+1) - 1] and b[(m-1) 2^k - 1 : m 2^k - 1] are
+    multiplied (and, unless m = 2, the same with a and b exchanged); the product starts at coefficient i.
     """
 
     def __init__(self, semiring: Semiring, a: Coefficients, b: Coefficients, shift: int) -> None:

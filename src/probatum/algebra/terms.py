@@ -1,7 +1,7 @@
 """Terms: the description of a language or weighted language, before any semiring is chosen.
 
-A term is a tree of sets of symbols, weights, alternatives, sequences, repetitions, pointwise products, references to named rules and
-marks (which carry no weight and name parts of a parse). Nothing here recurses on the call stack.
+A term is a tree of sets of symbols, weights, alternatives, sequences, repetitions, pointwise products, references to
+named rules and marks (which carry no weight and name parts of a parse). Nothing here recurses on the call stack.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -170,7 +170,7 @@ def reachable(term: Term, rules: dict[str, Term]) -> dict[str, Term]:
             if node.kind == "reference" and node.payload not in used:
                 if node.payload not in rules:
                     raise ProbatumError(
-                        f"rule {node.payload!r} is not defined: {did_you_mean(node.payload, rules) or 'there are no rules'}"
+                        f"rule {node.payload!r} is not defined: {did_you_mean(node.payload, rules) or 'no rules given'}"
                     )
                 used[node.payload] = rules[node.payload]
                 stack.append(rules[node.payload])
@@ -210,16 +210,22 @@ def fixed_point(
         if not moving:
             return values
     raise ProbatumError(
-        f"{what} of rule {', '.join(map(repr, moving))} does not settle: its sum over derivations diverges or is infinite"
+        f"{what} of rule {', '.join(map(repr, moving))} does not settle: its sum over derivations is infinite"
     )
 
 
 def left_recursion(rules: dict[str, Term]) -> list[str] | None:
     """A cycle of rules in which each may begin with the next, or None."""
     booleans: dict[str, Callable[..., Any]] = {
-        "symbols": lambda _: False, "value": lambda _: True, "sum": lambda _, *p: any(p), "product": lambda _, *p: all(p),
-        "star": lambda *_: True, "both": lambda _, *p: all(p), "open": lambda _: True, "close": lambda _: True,
-    }  # fmt: skip
+        "symbols": lambda _: False,
+        "value": lambda _: True,
+        "sum": lambda _, *p: any(p),
+        "product": lambda _, *p: all(p),
+        "star": lambda *_: True,
+        "both": lambda _, *p: all(p),
+        "open": lambda _: True,
+        "close": lambda _: True,
+    }
     nullable = fixed_point(rules, booleans, False, lambda a, b: a == b, len(rules) + 2, "emptiness")
     edges: dict[str, list[str]] = {}
     for name, body in rules.items():

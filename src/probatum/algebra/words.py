@@ -8,6 +8,7 @@ from typing import Any
 
 from probatum.algebra.automata import Automaton, Machine, Table
 from probatum.algebra.carriers import Carrier
+from probatum.algebra.chart import Chart
 from probatum.algebra.compiled import loops_or_none, worth_compiling
 from probatum.algebra.semirings import MAXPLUS, MAXTIMES, MINPLUS, Semiring, Trail, nbest, weighted
 from probatum.algebra.terms import (
@@ -29,12 +30,14 @@ from probatum.errors import ProbatumError
 __all__ = ["Language", "Parse", "Words"]
 
 _STATES = 512  # a machine of numbers is built up to here
+_WIDE = 32  # recursive rules whose vector gets wider than this are run in a chart
 _SHIFT = object()
 
 
 @dataclass(frozen=True)
 class Parse:
-    """A node of a parse: the rule or group `name` over symbols start to end, with its parts. The whole parse has a `weight`."""
+    """A node of a parse: the rule or group `name` over symbols start to end, with its parts. The whole parse has a
+    `weight`."""
 
     name: str
     start: int
@@ -66,7 +69,7 @@ class Language:
     def table(self) -> Table | None:
         """For idempotent finite semirings."""
         s = self.semiring
-        return Table(self.automaton) if s.idempotent and s.finite else None
+        return Table(self.automaton) if s.idempotent and s.finite and not self.rules else None
 
     @functools.cached_property
     def order(self) -> list[int] | None:
@@ -98,7 +101,20 @@ class Language:
             and self.machine is not None
         ):
             return self.machine.weight(word)
-        return self.automaton.run(self.automaton.class_numbers(word))
+        return _run(self.automaton, self.automaton.class_numbers(word))
+
+    def prefix_weights(self, numbers: Sequence[int]) -> Iterator[Any]:
+        """The weight of each prefix of a word of class numbers; ends early when nothing is left alive."""
+        if self.rules and Chart.can_run(self.automaton):
+            yield from Chart(self.automaton).prefixes(numbers)
+            return
+        vector = dict(self.automaton.start)
+        yield self.automaton.value(vector)
+        for c in numbers:
+            vector = self.automaton.step(vector, c)
+            if not vector:
+                return
+            yield self.automaton.value(vector)
 
     def parses(self, word: Sequence[Any], n: int) -> list[Parse]:
         """The n best derivations, best first."""
@@ -116,7 +132,7 @@ class Language:
             }
             self._parsers[key] = Automaton(self.term, rules, best, self.alphabet, labels)
         automaton = self._parsers[key]
-        return [_tree(trail, weight) for weight, trail in automaton.run(automaton.class_numbers(word))]
+        return [_tree(trail, weight) for weight, trail in _run(automaton, automaton.class_numbers(word))]
 
     @functools.cached_property
     def _parsers(self) -> dict[Any, Automaton]:
@@ -142,9 +158,15 @@ class Language:
             )
 
         algebra: dict[str, Callable[..., Any]] = {
-            "symbols": of_set, "value": lambda w: s.element(w), "sum": lambda _, *p: s.sum(p), "product": lambda _, *p: s.prod(p),
-            "star": lambda _, p: s.star(p), "both": both, "open": lambda _: s.one, "close": lambda _: s.one,
-        }  # fmt: skip
+            "symbols": of_set,
+            "value": lambda w: s.element(w),
+            "sum": lambda _, *p: s.sum(p),
+            "product": lambda _, *p: s.prod(p),
+            "star": lambda _, p: s.star(p),
+            "both": both,
+            "open": lambda _: s.one,
+            "close": lambda _: s.one,
+        }
 
         def close(a: Any, b: Any) -> bool:
             return a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=1e-13, abs_tol=1e-300))
@@ -155,15 +177,32 @@ class Language:
         """Length of the longest word; -inf if there is none, inf if there is no longest."""
         ninf = -math.inf
         algebra: dict[str, Callable[..., Any]] = {
-            "symbols": lambda s: 1 if s.members or s.negated else ninf, "value": lambda _: 0, "sum": lambda _, *p: max(p, default=ninf),
-            "product": lambda _, *p: ninf if ninf in p else sum(p), "star": lambda _, p: math.inf if p > 0 else 0,
-            "both": lambda _, a, b: min(a, b), "open": lambda _: 0, "close": lambda _: 0,
-        }  # fmt: skip
+            "symbols": lambda s: 1 if s.members or s.negated else ninf,
+            "value": lambda _: 0,
+            "sum": lambda _, *p: max(p, default=ninf),
+            "product": lambda _, *p: ninf if ninf in p else sum(p),
+            "star": lambda _, p: math.inf if p > 0 else 0,
+            "both": lambda _, a, b: min(a, b),
+            "open": lambda _: 0,
+            "close": lambda _: 0,
+        }
         try:
             lengths = fixed_point(self.rules, algebra, ninf, lambda a, b: a == b, len(self.rules) + 2, "longest word")
         except ProbatumError:
             return math.inf
         return evaluate(self.term, lengths, algebra)
+
+
+def _run(automaton: Automaton, numbers: Sequence[int]) -> Any:
+    """The weight of a word: by vectors, or by a chart once a recursive term's vector has grown wide."""
+    vector = dict(automaton.start)
+    for c in numbers:
+        vector = automaton.step(vector, c)
+        if not vector:
+            return automaton.semiring.zero
+        if len(vector) > _WIDE and automaton.rules and Chart.can_run(automaton):
+            return Chart(automaton).run(numbers)
+    return automaton.value(vector)
 
 
 class Words(Carrier):
@@ -268,7 +307,7 @@ class Words(Carrier):
                     if moved:
                         if c == automaton.other:
                             raise ProbatumError(
-                                "this series holds words of symbols never named ('.' or '[^a]'): use Words(alphabet) to close it"
+                                "this series has symbols never named ('.' or '[^a]'): use Words(alphabet) to close it"
                             )
                         steps[c] = moved
                 following += [((*word, symbol), steps[c]) for _, c, symbol in order if c in steps]
@@ -322,12 +361,16 @@ class Words(Carrier):
         kind = "recursive rules" if a.recursive else "regular"
         if a.table is not None:
             loop = "compiled loop" if loops_or_none() is not None else "numpy, numba is not installed"
-            return f"{head}: table of sets of states made on demand, {len(a.table)} rows so far ({kind}; idempotent and finite; {loop} for long words)"
+            return (
+                f"{head}: table of sets of states made on demand, {len(a.table)} rows so far "
+                f"({kind}; idempotent and finite; {loop} for long words)"
+            )
         if semiring.loop:
             if a.machine is not None:
                 exact = ", exact: Python integers beyond 64 bits" if semiring.dtype is None else ""
                 return (
-                    f"{head}: sparse matrices a class, {a.machine.states} states, {a.machine.classes} classes, {len(a.machine.source)} arcs "
+                    f"{head}: sparse matrices a class, {a.machine.states} states, {a.machine.classes} classes, "
+                    f"{len(a.machine.source)} arcs "
                     f"({kind}; numeric; compiled loop for long or many words{exact})"
                 )
             why = (
@@ -357,7 +400,7 @@ class _Lengths:
             moved = automaton.step(self.vector, c)
             if c == automaton.other and any(automaton.shortest(e) < math.inf for e in moved):
                 raise ProbatumError(
-                    "lengths are counted over named symbols, and this term has '.' or '[^a]': use Words(alphabet) to close it"
+                    "lengths count named symbols, and this term has '.' or '[^a]': use Words(alphabet) to close it"
                 )
             count = s.sum([s.one] * size)
             for e, weight in moved.items():

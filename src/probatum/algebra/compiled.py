@@ -12,7 +12,7 @@ def loops_or_none() -> ModuleType | None:
     """The module of compiled loops, or None where numba is missing (numpy then does the work)."""
     try:
         from probatum.algebra import loops
-    except ImportError:
+    except (ImportError, RuntimeError):  # RuntimeError: numba finds no folder it may keep compiled code in
         return None
     return loops
 

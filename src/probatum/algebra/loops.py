@@ -9,6 +9,7 @@ built yet: the loop stops there.
 
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -291,11 +292,16 @@ def smallest_with_convex(a, b):
     return out
 
 
+def _wrapped(f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A builtin such as min, which numba compiles only inside a function."""
+    return njit(lambda a, b: f(a, b))
+
+
 def convolution_of(
     add: Callable[[Any, Any], Any], mul: Callable[[Any, Any], Any], zero: Any
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """A compiled double loop for a user's own scalar operations."""
-    plus, times = njit(add), njit(mul)
+    plus, times = (njit(f) if isinstance(f, FunctionType) else _wrapped(f) for f in (add, mul))
 
     @njit
     def convolve(a, b):

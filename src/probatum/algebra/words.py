@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from probatum.algebra.automata import Automaton, Machine, Table
@@ -169,6 +170,8 @@ class Language:
         }
 
         def close(a: Any, b: Any) -> bool:
+            if isinstance(a, (int, Fraction)) and max(a.numerator.bit_length(), a.denominator.bit_length()) > 1 << 14:
+                raise ProbatumError(f"total weight does not settle in {s}: it is infinite, or needs a float semiring")
             return a == b or (isinstance(a, float) and math.isclose(a, b, rel_tol=1e-13, abs_tol=1e-300))
 
         return evaluate(self.term, fixed_point(self.rules, algebra, s.zero, close, rounds, "total weight"), algebra)

@@ -1,5 +1,6 @@
 """The specification that every fast recogniser must equal, and random terms to try it on."""
 
+import functools
 import itertools
 import random
 
@@ -17,6 +18,7 @@ WEIGHTS = {
 }
 
 
+@functools.cache
 def weigh(s, term, word):
     """The weight of a word by trying all splits (stars: of parts that do not accept the empty word)."""
     kind, parts = term.kind, term.parts
@@ -31,11 +33,16 @@ def weigh(s, term, word):
     if kind == "product":
         if not parts:
             return s.one if word == "" else s.zero
-        rest = Term("product", None, parts[1:])
+        rest = tail(term)
         return s.sum(s.mul(weigh(s, parts[0], word[:i]), weigh(s, rest, word[i:])) for i in range(len(word) + 1))
     if word == "":
         return s.star(weigh(s, parts[0], ""))
     return s.sum(s.mul(weigh(s, parts[0], word[:i]), weigh(s, term, word[i:])) for i in range(1, len(word) + 1))
+
+
+@functools.cache
+def tail(term):
+    return Term("product", None, term.parts[1:])
 
 
 def random_term(rng: random.Random, s, size, nullable=True):

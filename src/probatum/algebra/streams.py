@@ -203,49 +203,56 @@ class _Relaxed:
         self.semiring, self.a, self.b, self.shift = semiring, a, b, shift
         self.sums: list[Any] = []
         self.step = 0
+        self.left, self.right = a.memo, b.memo
+        self.rational = semiring.name == "RAT" and have_flint()
+        if self.rational:  # each coefficient is brought to flint once; Fractions would take a gcd in Python at every addition
+            self.left, self.right = [], []
 
     def __call__(self, n: int) -> Any:
         n -= self.shift
         while self.step <= n:
             i = self.step
-            self.a[i]
-            self.b[i]
+            x, y = self.a[i], self.b[i]
+            if self.rational:
+                self.left.append(_to_flint(x))
+                self.right.append(_to_flint(y))
             k = 0
             while (i + 2) % (1 << k) == 0 and (i + 2) >> k >= 2:
                 size, m = 1 << k, (i + 2) >> k
                 near, far = slice(size - 1, 2 * size - 1), slice((m - 1) * size - 1, m * size - 1)
-                self._block(self.a.memo[near], self.b.memo[far], i)
+                self._block(self.left[near], self.right[far], i)
                 if m != 2:
-                    self._block(self.a.memo[far], self.b.memo[near], i)
+                    self._block(self.left[far], self.right[near], i)
                 k += 1
             self.step += 1
-        return self.sums[n]
+        value = self.sums[n]
+        return Fraction(int(value.p), int(value.q)) if self.rational else value
 
     def _block(self, p: list, q: list, at: int) -> None:
         s, sums = self.semiring, self.sums
         while len(sums) < at + 2 * len(p) - 1:
-            sums.append(s.zero)
-        if len(p) == 1:
-            sums[at] = s.add(sums[at], s.mul(p[0], q[0]))
-        elif s.name == "RAT" and len(p) >= 8 and have_flint():
-            for j, value in enumerate(_rational_product(p, q)):
-                sums[at + j] += value
-        elif s.name in ("NAT", "INT") and len(p) >= 8 and have_flint():
+            sums.append(_to_flint(s.zero) if self.rational else s.zero)
+        if self.rational or (s.name in ("NAT", "INT") and len(p) >= 8 and have_flint()):
+            if len(p) == 1:
+                sums[at] += p[0] * q[0]
+                return
             import flint
 
-            for j, c in enumerate((flint.fmpz_poly(p) * flint.fmpz_poly(q)).coeffs()):
-                sums[at + j] += int(c)
+            kind = flint.fmpq_poly if self.rational else flint.fmpz_poly
+            for j, c in enumerate((kind(p) * kind(q)).coeffs(), at):
+                sums[j] += c if self.rational else int(c)
+        elif len(p) == 1:
+            sums[at] = s.add(sums[at], s.mul(p[0], q[0]))
         elif s.name in ("REAL", "COMPLEX", "PROB") and len(p) >= 8:
-            for j, value in enumerate(np.convolve(p, q).tolist()):
-                sums[at + j] += value
+            for j, value in enumerate(np.convolve(p, q).tolist(), at):
+                sums[j] += value
         else:
-            for i, x in enumerate(p):
-                for j, y in enumerate(q, at + i):
+            for i, x in enumerate(p, at):
+                for j, y in enumerate(q, i):
                     sums[j] = s.add(sums[j], s.mul(x, y))
 
 
-def _rational_product(p: list[Fraction], q: list[Fraction]) -> list[Fraction]:
+def _to_flint(x: Fraction) -> Any:
     import flint
 
-    left, right = (flint.fmpq_poly([flint.fmpq(x.numerator, x.denominator) for x in side]) for side in (p, q))
-    return [Fraction(int(c.p), int(c.q)) for c in (left * right).coeffs()]
+    return flint.fmpq(x.numerator, x.denominator)

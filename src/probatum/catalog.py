@@ -13,7 +13,9 @@ from typing import Literal
 
 from probatum.errors import ProbatumError, did_you_mean
 
-__all__ = ["Family", "Paper", "catalog", "families", "family_names", "find_family", "find_paper"]
+__all__ = [
+    "Family", "Paper", "catalog", "comparisons", "families", "family_names", "find_family", "find_paper",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ def catalog() -> dict[str, Paper]:
         papers[name] = Paper(name, **{**row, **lists, "exempt": tuple(row.get("exempt", {}).items())})
     order = list(families())
     return dict(sorted(papers.items(), key=lambda item: order.index(item[1].family)))
+
+
+@cache
+def comparisons() -> dict[str, str]:
+    """Name of each comparison -> the family whose `claims/FAMILY/comparison.py` declares it."""
+    return dict(_document().get("comparison", {}))
 
 
 def family_names(package: str) -> dict[str, str]:

@@ -25,4 +25,4 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(given.lower(), words, n=3, cutoff=0.5) or [w for w in words if given and given.lower() in w][:3]
     if near:
         return "did you mean " + " or ".join(near) + "?"
-    return "one of " + ", ".join(words) if len(words) <= 16 else ""
+    return "one of " + ", ".join(words) if 0 < len(words) <= 16 else ""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 __all__ = ["Measurement", "Table"]
 
-Samples = Literal["item", "pair", "trial", "size"]
+Samples = Literal["item", "pair", "trial", "size", "group"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Measurement:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "Measurement":
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        return cls(**fields)
 
 
 class Table:

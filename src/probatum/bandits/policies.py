@@ -39,7 +39,8 @@ def thompson(v: float = 1.0) -> Index:
 
     def index(ridge: Ridge, x: Array, t: int, rng: np.random.Generator) -> Array:
         root = np.linalg.cholesky(ridge.inverse)
-        return x @ (ridge.theta + v * root @ rng.standard_normal(ridge.d))
+        drawn: Array = ridge.theta + v * (root @ rng.standard_normal(ridge.d))
+        return x @ drawn
 
     return index
 

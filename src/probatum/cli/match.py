@@ -45,6 +45,8 @@ def match(
 
     if weight is not None and weight not in SEMIRINGS:
         raise ProbatumError(f"--weight must be one of {', '.join(SEMIRINGS)}, got {weight!r}: {did_you_mean(weight, SEMIRINGS)}")
+    if unit not in ("line", "file"):
+        raise ProbatumError(f"--unit must be line or file, got {unit!r}")
     if count and (spans or parses or weight is not None):
         raise ProbatumError("--count only counts: leave --spans, --weight and --parses out")
     if invert and (spans or parses or weight is not None):
@@ -70,8 +72,8 @@ def match(
                     print(f"{row['path']}:{row['matched']}" if several else row["matched"])
             raise SystemExit(0 if any(row["matched"] for row in rows) else 1)
         found = match_files(
-            matcher, paths, unit=unit, invert=invert, spans=spans or bool(parses), weights=weight is not None, parses=parses
-        )  # type: ignore[arg-type]
+            matcher, paths, unit="file" if unit == "file" else "line", invert=invert, spans=spans or bool(parses), weights=weight is not None, parses=parses
+        )
         matched = False
         rows = []
         for hit in found:

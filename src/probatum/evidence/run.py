@@ -5,7 +5,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -84,21 +84,24 @@ class Run:
     def record(
         self,
         system: str,
+        metrics: Mapping[str, Any] | None = None,
+        /,
         *,
         unit: str = "",
         of: Samples = "item",
         at: Sequence[float] | None = None,
-        **metrics: Any,
+        **more: Any,
     ) -> None:
         """Keep what an arm measured in this seed: numbers, or sequences of one number a test item (a pair, a trial, a size).
 
         Args:
             system: the arm, as the conditions name it.
+            metrics, more: metric -> value; a mapping where names are no identifiers.
             unit: unit of these metrics.
             of: what the entries of a sequence are; items stand in the same order in all arms and seeds.
             at: sizes at which a sequence of `of="size"` was measured.
         """
-        for metric, value in metrics.items():
+        for metric, value in {**(metrics or {}), **more}.items():
             if hasattr(value, "tolist"):
                 value = value.tolist()
             if isinstance(value, (list, tuple)):

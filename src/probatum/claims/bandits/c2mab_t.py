@@ -43,11 +43,11 @@ def regret(run: Run, seed: int) -> None:
                 float(compiled_cascade(contexts, theta, draws, k=6, kind=kind, alpha=alpha, weighted=weighted)[0].sum())
                 for alpha in ALPHAS
             ]
-            run.record(system, **{f"regret, {name}": by_alpha[ALPHAS.index(1.0)]})
-            run.record(system, of="size", at=ALPHAS, **{f"regret by radius, {name}": by_alpha})
-            run.record(system, **{f"regret at the best radius, {name}": min(by_alpha)})
+            run.record(system, {f"regret, {name}": by_alpha[ALPHAS.index(1.0)]})
+            run.record(system, {f"regret by radius, {name}": by_alpha}, of="size", at=ALPHAS)
+            run.record(system, {f"regret at the best radius, {name}": min(by_alpha)})
         for system, value in others(run, kind, theta, 60 if run.smoke else 600).items():
-            run.record(system, **{f"regret a round, {name}": value})
+            run.record(system, {f"regret a round, {name}": value})
 
 
 def others(run: Run, kind: str, theta, rounds: int) -> dict[str, float]:  # type: ignore[no-untyped-def]
@@ -105,7 +105,7 @@ def list_length(run: Run, seed: int) -> None:
         totals = [
             compiled_cascade(contexts, theta, draws, k=k, kind="conjunctive", weighted=weighted)[0].sum() for k in run.progress(SIZES)
         ]
-        run.record(system, of="size", at=SIZES, **{"log regret": [math.log(total) for total in totals]})
+        run.record(system, {"log regret": [math.log(total) for total in totals]}, of="size", at=SIZES)
 
 
 @list_length.figures
@@ -116,7 +116,7 @@ def lengths(run: Run) -> None:
         axes = figure.subplots()
         for system, colour in ((PLAIN, "#8a8a8a"), (OURS, "#0b6e4f")):
             for i, row in enumerate(run.table.of(system, "log regret").values()):
-                axes.plot(SIZES, np.exp(row.samples), color=colour, alpha=0.6, label=None if i else system)
+                axes.plot(SIZES, np.exp(row.samples or ()), color=colour, alpha=0.6, label=None if i else system)
         axes.set(xscale="log", yscale="log", xlabel="K", ylabel="regret after 3,000 rounds", xticks=SIZES, xticklabels=SIZES)
         axes.legend()
 
@@ -157,9 +157,9 @@ def influence(run: Run, seed: int) -> None:
         }
         for system, policy in policies.items():
             found = bandits.simulate(policy, place, 3 if run.smoke else 200, seed)[0]
-            run.record(system, **{f"regret, {name}": float(found.sum())})
+            run.record(system, {f"regret, {name}": float(found.sum())})
             if seed == influence.first_seed:
-                run.record(system, of="size", at=range(1, len(found) + 1), **{f"cumulative regret, {name}": found.cumsum().tolist()})
+                run.record(system, {f"cumulative regret, {name}": found.cumsum().tolist()}, of="size", at=range(1, len(found) + 1))
 
 
 @influence.figures

@@ -60,7 +60,7 @@ def random_term(rng: random.Random, s, size, nullable=True):
     left = rng.randint(1, size - 1)
     if kind == "sum":
         return alternatives([random_term(rng, s, left, nullable), random_term(rng, s, size - left, nullable)])
-    return sequence([random_term(rng, s, left, nullable), random_term(rng, s, size - left, False if not nullable else True)])
+    return sequence([random_term(rng, s, left, nullable), random_term(rng, s, size - left, nullable)])
 
 
 def letters(term):

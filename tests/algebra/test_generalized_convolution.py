@@ -19,15 +19,41 @@ from probatum.algebra.carriers import convolved_at
 from probatum.algebra.chart import Chart
 from probatum.algebra.dense import Dense, choose, convolve
 from probatum.algebra.generalized_convolution import (
-    BOOL, COMPLEX, INT, LOG, MAXPLUS, MAXTIMES, MINPLUS, NAT, PARSES, PROB, RAT, REAL, STRINGS, VITERBI, Monomials, Semiring, Series,
-    Stream, Words, fix, grammar, image_filter, polynomial, polynomials, power_series, product, regex, weighted,
+    BOOL,
+    COMPLEX,
+    INT,
+    LOG,
+    MAXPLUS,
+    MAXTIMES,
+    MINPLUS,
+    NAT,
+    PARSES,
+    PROB,
+    RAT,
+    REAL,
+    STRINGS,
+    VITERBI,
+    Monomials,
+    Semiring,
+    Series,
+    Stream,
+    Words,
+    fix,
+    grammar,
+    image_filter,
+    polynomial,
+    polynomials,
+    power_series,
+    product,
+    regex,
+    weighted,
 )  # fmt: skip
 from probatum.algebra.representations import LANGUAGES, REPRESENTATIONS, Representation, word_of
-from probatum.algebra.terms import mark, repeat, symbols
+from probatum.algebra.terms import mark, symbols
 from probatum.algebra.words import Parse
 
 sys.path.insert(0, str(Path(__file__).parent))
-from specification import WORDS, letters, random_term, weigh  # noqa: E402
+from specification import WORDS, letters, random_term, weigh
 
 sys.path.pop(0)
 ANBN = {"s": "(a(?&s)b)?"}
@@ -204,7 +230,7 @@ def test_no_numba_falls_back_to_numpy_and_dictionaries(monkeypatch):
 
 def test_product_semiring_answers_several_questions_at_once():
     both = regex("(?=1)a*((?=2)ab|b)", product(NAT, MINPLUS))
-    assert both["ab"] == (1 * 1 + 2, 1 + 0.0) or both["ab"][0] == 3
+    assert both["ab"] == (1 * 2 + 1 * 1, min(1.0 + 2.0, 1.0 + 0.0))
     events = polynomials(NAT)
     letter = Series.of(Words(), events, {"a": (0, 1), "b": (1,)})  # count words by how many a's they have
     assert letter.star()["abaab"] == (0, 0, 0, 1)
@@ -275,7 +301,8 @@ def test_polynomials_against_sympy():
     assert dict(ours.items()) == {tuple(m): int(c) for m, c in theirs.terms()}
     assert ours(2, -3, 5) == theirs.eval({x: 2, y: -3, z: 5})
     halves = polynomial("(x/2 - 1/3)^3", RAT)
-    assert halves[2] == Fraction(sympy.Poly((x / 2 - sympy.Rational(1, 3)) ** 3, x).coeff_monomial(x**2).p, 4 * 1) or halves[2] == Fraction(-1, 4)
+    expected = sympy.Poly((x / 2 - sympy.Rational(1, 3)) ** 3, x).all_coeffs()[::-1]
+    assert [halves[i] for i in range(4)] == [Fraction(int(c.p), int(c.q)) for c in expected]
 
 
 # Dense.
@@ -387,6 +414,7 @@ def test_image_filters_against_scipy():
 def test_binomials_and_trinomials():
     assert repr(polynomial("x + 3") ** 5) == "243 + 405 x + 270 x^2 + 90 x^3 + 15 x^4 + x^5"
     assert (polynomial("x+y+z") ** 3)[1, 1, 1] == 6
+    assert polynomial(" + ".join(f"{i}*x" for i in range(1500)))[1] == 1499 * 750
     assert (polynomial([3, 1]) ** 5).to(Dense(1)).data.tolist() == [243, 405, 270, 90, 15, 1]
     np.testing.assert_allclose(
         (polynomial([1.5, -2.0, 0.25], REAL) * polynomial([0.5, 4.0], REAL)).to(Dense(1)).data,
@@ -562,7 +590,7 @@ def test_weights_as_strings_translate():
     assert (pair * pair)["aa"] == (9, {"pp", "pq", "qp", "qq"})
     best = Series.of(Words(), VITERBI, {"a": weighted(0.5, "A")}) + Series.of(Words(), VITERBI, {"aa": weighted(0.4, "AA")})
     ((weight, trail),) = best.star()["aaa"]
-    assert math.isclose(weight, 0.2) and list(trail) == ["A", "AA"] or list(trail) == ["AA", "A"]
+    assert math.isclose(weight, 0.2) and list(trail) == ["A", "AA"]  # the tie with AA, A breaks by the labels
 
 
 def test_other_semirings_without_rebuilding():
@@ -618,6 +646,11 @@ def test_rules_of_the_same_name_are_kept_apart():
         (lambda: polynomial("x+1").star(), "not finite in INT"),
         (lambda: polynomial("x*sin(y)"), "Call is not allowed"),
         (lambda: polynomial("x +"), "is not a polynomial"),
+        (lambda: polynomial("x // 2"), "FloorDiv is not allowed"),
+        (lambda: polynomial("x ^ 1.5"), "exponent must be an integer"),
+        (lambda: polynomial("x / 0", RAT), "divisor must be a number other than 0"),
+        (lambda: polynomial("x + True"), "True is not a number"),
+        (lambda: polynomial("x / 2"), "0.5 is not a weight of INT"),
         (lambda: polynomial("x")["y"], "unknown variable 'y'"),
         (lambda: polynomial("x")(), "want a value for each of x"),
         (lambda: polynomial("x+y", names="x"), "unknown variable 'y'"),
@@ -637,7 +670,7 @@ def test_rules_of_the_same_name_are_kept_apart():
         (lambda: polynomial("x").to(Words()), "no homomorphism"),
         (lambda: polynomial("x") ** -1, "exponent must be"),
         (lambda: Representation("cofree", "a", NAT), "kind must be one of"),
-        (lambda: repeat and regex("a{3,2}"), "m <= n"),
+        (lambda: regex("a{3,2}"), "m <= n"),
     ],
 )  # fmt: skip
 def test_bad_input(call, message):
@@ -709,8 +742,6 @@ def test_the_chart_equals_the_vectors_and_all_splits(s):
         series = series.over(s, s.element)
     automaton = series.data.automaton
     chart = Chart(automaton)
-    spread = words._WIDE
-    assert spread > 1
     for word in WORDS:
         numbers = automaton.class_numbers(word)
         vector = automaton.run(numbers)
@@ -723,4 +754,21 @@ def test_left_factored_grammars_do_not_explode():
     assert math.isclose(g["(" * 60 + "x" + ")" * 60], (0.25 * 0.5) ** 60 * 0.375 * 0.5)
     (tree,) = g.parses("(" * 20 + "x+y" + ")" * 20)
     assert math.isclose(tree.weight, g["(" * 20 + "x+y" + ")" * 20])
-    assert grammar('s = "a" | "a" s s', NAT)["a" * 61] == math.comb(60, 30) // 31 * 1  # binary trees with 30 inner nodes
+    assert grammar('s = "a" | "a" s s', NAT)["a" * 61] == math.comb(60, 30) // 31  # full binary trees with 30 inner nodes
+
+
+@pytest.mark.parametrize("compiled_loop", [True, False])
+def test_a_full_table_is_emptied_and_goes_on(compiled_loop, monkeypatch):
+    """[ab]*a[ab]{9} has 2^10 sets of states; the answer must not depend on how many are kept."""
+    if not compiled_loop:
+        monkeypatch.setattr(automata, "loops_or_none", lambda: None)
+    automaton = regex("[ab]*a[ab]{9}", BOOL).data.automaton
+    rng = random.Random(3)
+    for limit in (4, 50, 10_000):
+        table = Table(automaton, limit)
+        for length in (9, 300, 60_000):
+            word = "".join(rng.choices("ab", k=length))
+            expected = length > 9 and word[-10] == "a"
+            assert table.values[table.run_codes(codes(word), table.start)] == expected == table.run(word)
+            assert len(table) <= limit
+        assert (table.fillings > 1) == (limit < 1000)

@@ -64,6 +64,18 @@ def test_leftmost_longest_spans_against_re2(compiled, monkeypatch):
             assert ours.found(text) == (theirs.search(text) is not None)
 
 
+def test_spans_and_lines_with_a_full_table():
+    small, large = Matcher("[ab]*a[ab]{5}c|b"), Matcher("[ab]*a[ab]{5}c|b")
+    small._yes.table.limit = 5
+    for table in small._tables():
+        table.limit = 5
+    rng = random.Random(4)
+    texts = ["".join(rng.choices("abbac", k=200)) for _ in range(20)]
+    assert [small._spans_compiled(t, None) for t in texts] == [large._spans_by_table(t, None) for t in texts]
+    blob = "\n".join(texts).encode() + b"\n"
+    assert (small.flags(blob * 20)[1] == large.flags(blob * 20)[1]).all()
+
+
 def test_weights_over_all_places():
     assert Matcher("a*a*", NAT, search=False).weight("aaaa") == 5
     assert Matcher("ana", NAT).weight("banana") == 2  # overlapping places count

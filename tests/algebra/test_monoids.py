@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from probatum import ProbatumError
 from probatum.algebra.monoids import (
-    ADDITION, AFFINE, CONCATENATION, SOFTMAX, fold, matrices, scan, scan_stream, under_add, under_mul,
+    ADDITION,
+    AFFINE,
+    CONCATENATION,
+    SOFTMAX,
+    fold,
+    matrices,
+    scan,
+    scan_stream,
+    under_add,
+    under_mul,
 )  # fmt: skip
 from probatum.algebra.semirings import BOOL, LOG, MAXPLUS, MINPLUS, REAL, STRINGS
 

@@ -11,8 +11,27 @@ import torch
 
 from probatum import ProbatumError
 from probatum.algebra.semirings import (
-    BOOL, COMPLEX, INT, LOG, MAXPLUS, MAXTIMES, MINPLUS, NAT, PARSES, PROB, RAT, REAL, STRINGS, VITERBI, Trail,
-    find_semiring, nbest, polynomials, product, semirings, weighted,
+    BOOL,
+    COMPLEX,
+    INT,
+    LOG,
+    MAXPLUS,
+    MAXTIMES,
+    MINPLUS,
+    NAT,
+    PARSES,
+    PROB,
+    RAT,
+    REAL,
+    STRINGS,
+    VITERBI,
+    Trail,
+    find_semiring,
+    nbest,
+    polynomials,
+    product,
+    semirings,
+    weighted,
 )  # fmt: skip
 
 ELEMENTS = {

@@ -70,9 +70,7 @@ class Automaton:
         self.semiring, self.alphabet, self.labels = semiring, alphabet, labels
         self.rules = reachable(term, rules)
         if cycle := left_recursion(self.rules):
-            raise ProbatumError(
-                f"left recursion: {' -> '.join(cycle)}; a rule may not begin with itself, put a symbol first"
-            )
+            raise ProbatumError(f"left recursion: {' -> '.join(cycle)}; a rule may not begin with itself, put a symbol first")
         self._kind: list[int] = [SUM, PRODUCT]  # ZERO is the empty sum, ONE the empty product
         self._left: list[Any] = [(), None]
         self._right: list[Any] = [None, None]
@@ -124,17 +122,11 @@ class Automaton:
         for s, i in sets.items():
             for symbol in s.members:
                 if self.alphabet is not None and symbol not in self.alphabet:
-                    raise ProbatumError(
-                        f"symbol {symbol!r} is not in the closed alphabet of {len(self.alphabet)} symbols"
-                    )
+                    raise ProbatumError(f"symbol {symbol!r} is not in the closed alphabet of {len(self.alphabet)} symbols")
                 masks[symbol] = masks.get(symbol, outside) ^ (1 << i)
         numbers: dict[int, int] = {}
-        self.class_of: dict[Hashable, int] = {
-            symbol: numbers.setdefault(mask, len(numbers)) for symbol, mask in masks.items()
-        }
-        self.other = (
-            numbers.setdefault(outside, len(numbers)) if self.alphabet is None else -1
-        )  # class of symbols never named
+        self.class_of: dict[Hashable, int] = {symbol: numbers.setdefault(mask, len(numbers)) for symbol, mask in masks.items()}
+        self.other = numbers.setdefault(outside, len(numbers)) if self.alphabet is None else -1  # class of symbols never named
         self.classes = len(numbers)
         self.class_masks = [mask for mask, _ in sorted(numbers.items(), key=lambda item: item[1])]
         self._set_number = sets
@@ -154,9 +146,7 @@ class Automaton:
             raise ProbatumError(f"symbols must be hashable, got {word!r}") from None
         if other < 0 and -1 in found:
             symbol = next(symbol for symbol in word if symbol not in self.class_of)
-            raise ProbatumError(
-                f"symbol {symbol!r} is not in the closed alphabet of {len(self.alphabet or ())} symbols"
-            )
+            raise ProbatumError(f"symbol {symbol!r} is not in the closed alphabet of {len(self.alphabet or ())} symbols")
         return found
 
     def class_table(self) -> np.ndarray:
@@ -205,7 +195,8 @@ class Automaton:
         return self._product(self._value(weight), e)
 
     def _sum(self, parts: Iterable[int]) -> int:
-        add, collected = self.semiring.add, {}
+        add = self.semiring.add
+        collected: dict[int, Any] = {}
         for part in parts:
             for e in self._left[part] if self._kind[part] == SUM else (part,):
                 weight, rest = self._linear(e)
@@ -228,30 +219,16 @@ class Automaton:
                 q = left
             elif self._kind[left] == VALUE and self._kind[q] != SYMBOLS:
                 weight, rest = self._linear(q)
-                product = (
-                    self.semiring.mul(self._left[left], weight) if weight is not self.semiring.one else self._left[left]
-                )
+                product = self.semiring.mul(self._left[left], weight) if weight is not self.semiring.one else self._left[left]
                 front = self._value(product)
-                q = (
-                    rest
-                    if front == ONE
-                    else front
-                    if rest == ONE
-                    else ZERO
-                    if front == ZERO
-                    else self._node(PRODUCT, front, rest)
-                )
+                q = rest if front == ONE else front if rest == ONE else ZERO if front == ZERO else self._node(PRODUCT, front, rest)
             else:
                 q = self._node(PRODUCT, left, q)
         return q
 
     def _star(self, p: int) -> int:
         if p in (ZERO, ONE) or self._kind[p] == VALUE:
-            return self._value(
-                self.semiring.star(
-                    self.semiring.zero if p == ZERO else self.semiring.one if p == ONE else self._left[p]
-                )
-            )
+            return self._value(self.semiring.star(self.semiring.zero if p == ZERO else self.semiring.one if p == ONE else self._left[p]))
         return self._node(STAR, p)
 
     def _both(self, p: int, q: int) -> int:
@@ -268,11 +245,7 @@ class Automaton:
             parts = [done[id(part)] for part in node.parts]
             kind = node.kind
             if kind == "symbols":
-                e = (
-                    self._node(SYMBOLS, self._set_number[node.payload])
-                    if node.payload.members or node.payload.negated
-                    else ZERO
-                )
+                e = self._node(SYMBOLS, self._set_number[node.payload]) if node.payload.members or node.payload.negated else ZERO
             elif kind == "value":
                 e = self._value(self.semiring.element(node.payload))
             elif kind == "sum":
@@ -384,9 +357,7 @@ class Automaton:
     def _collect_one(self, form: dict[int, Any], e: int, weight: Any) -> None:
         w, rest = self._linear(e)
         if rest != ZERO:
-            self._collect(
-                form, ((rest, weight if w is self.semiring.one else self.semiring.mul(weight, w)),), self.semiring.one
-            )
+            self._collect(form, ((rest, weight if w is self.semiring.one else self.semiring.mul(weight, w)),), self.semiring.one)
 
     # Vectors.
 
@@ -491,16 +462,12 @@ class Automaton:
             return f"<{left}>"
         if kind == REFERENCE:
             return str(left)
-        return (
-            f"{self.show(left)}*"
-            if kind == STAR
-            else f"{self.show(left)}{'&' if kind == BOTH else '.'}{self.show(right)}"
-        )
+        return f"{self.show(left)}*" if kind == STAR else f"{self.show(left)}{'&' if kind == BOTH else '.'}{self.show(right)}"
 
 
 class Table:
     """A deterministic automaton over vectors, one row a vector met so far; for finite idempotent semirings the rows are
-    finitely many.
+    finitely many, though they may be many: a full table is emptied and filled anew.
 
     Args:
         automaton: over an idempotent, finite semiring.
@@ -508,28 +475,33 @@ class Table:
     """
 
     def __init__(self, automaton: Automaton, limit: int = 10_000) -> None:
-        self.automaton, self.limit, self.width = automaton, limit, automaton.classes
+        self.automaton, self.limit, self.width = automaton, max(4, limit), automaton.classes
         self.boolean = automaton.semiring.name == "BOOL"
+        self.fillings = 0  # how often the table was emptied
         self._rows: dict[frozenset, int] = {}
         self._vectors: list[dict[int, Any]] = []
         self.values: list[Any] = []
-        self.table = np.full(16 * self.width, 0xFFFFFFFF, np.uint32)
-        self.accepts = np.zeros(16, np.bool_)
         self._next: list[dict[Hashable, int]] = []  # by symbol, for short words
         self._class_table: np.ndarray | None = None
+        self._empty()
+
+    def _empty(self) -> None:
+        self.fillings += 1
+        for kept in (self._rows, self._vectors, self.values, self._next):
+            kept.clear()
+        self.table = np.full(16 * self.width, 0xFFFFFFFF, np.uint32)
+        self.accepts = np.zeros(16, np.bool_)
         self.dead = self._row({})
-        self.start = self._row(dict(automaton.start))
+        self.start = self._row(dict(self.automaton.start))  # the same two numbers each time
 
     def _row(self, vector: dict[int, Any]) -> int:
         zero = self.automaton.semiring.zero
         key = frozenset(vector) if self.boolean else frozenset(item for item in vector.items() if item[1] != zero)
         row = self._rows.get(key)
         if row is None:
+            if len(self._vectors) >= self.limit:
+                self._empty()
             row = self._rows[key] = len(self._vectors)
-            if row >= self.limit:
-                raise ProbatumError(
-                    f"the table of this pattern has more than {self.limit} rows; use another semiring or pattern"
-                )
             if row >= len(self.accepts):
                 self.table = np.concatenate([self.table, np.full(len(self.table), 0xFFFFFFFF, np.uint32)])
                 self.accepts = np.concatenate([self.accepts, np.zeros(len(self.accepts), np.bool_)])
@@ -543,27 +515,26 @@ class Table:
         return len(self._vectors)
 
     def follow(self, row: int, c: int) -> int:
-        """The row after a class; built if it was not."""
+        """The row after a class; built if it was not. Rows other than `dead` and `start` may have new numbers afterwards."""
         entry = int(self.table[row * self.width + c])
         if entry != 0xFFFFFFFF:
             return entry // self.width
+        before = self.fillings
         following = self._row(self.automaton.step(self._vectors[row], c))
-        self.table[row * self.width + c] = following * self.width
+        if self.fillings == before:
+            self.table[row * self.width + c] = following * self.width
         return following
+
+    def advance(self, state: int, symbol: int) -> np.uint32:
+        """The state (row x width) behind the code point that a compiled loop stopped before."""
+        table = self.class_table
+        return np.uint32(self.follow(int(state) // self.width, int(table[min(int(symbol), len(table) - 1)])) * self.width)
 
     @property
     def class_table(self) -> np.ndarray:
         if self._class_table is None:
             self._class_table = self.automaton.class_table()
         return self._class_table
-
-    def complete(self) -> None:
-        """Build every row and transition."""
-        row = 0
-        while row < len(self._vectors):
-            for c in range(self.width):
-                self.follow(row, c)
-            row += 1
 
     def run(self, word: str | bytes | Iterable[Hashable]) -> Any:
         """The weight of a word."""
@@ -577,7 +548,10 @@ class Table:
             for symbol in word:
                 following = rows[row].get(symbol)
                 if following is None:
-                    following = rows[row][symbol] = self.follow(row, self.automaton.class_numbers((symbol,))[0])
+                    before = self.fillings
+                    following = self.follow(row, self.automaton.class_numbers((symbol,))[0])
+                    if self.fillings == before:
+                        rows[row][symbol] = following
                 row = following
         except TypeError:
             raise ProbatumError(f"symbols must be hashable, got {word!r}") from None
@@ -593,20 +567,26 @@ class Table:
             pos, state = loops.run_classes(self.table, self.class_table, data, pos, state)
             if pos == len(data):
                 return int(state) // self.width
-            self._miss(data, pos, state)
+            state = self.advance(state, data[pos])
+            pos += 1
 
-    def _miss(self, data: np.ndarray, pos: int, state: int) -> None:
-        """Build the transition that a compiled loop stopped before."""
-        table = self.class_table
-        self.follow(int(state) // self.width, int(table[min(int(data[pos]), len(table) - 1)]))
+    def _complete(self, most: int) -> bool:
+        """Build every row and transition, if there are at most so many rows."""
+        row, before = 0, self.fillings
+        while row < len(self._vectors):
+            for c in range(self.width):
+                self.follow(row, c)
+                if self.fillings != before or len(self._vectors) > most:
+                    return False
+            row += 1
+        return True
 
     def _run_numpy(self, data: np.ndarray, row: int, chunks: int = 2048) -> int:
         """Without numba: all rows run through all chunks side by side, then the chunks' maps are chained."""
-        self.complete()
-        table = self.table[: len(self) * self.width].reshape(len(self), self.width) // self.width
         numbers = classify(self.class_table, data)
         size = len(numbers) // chunks
-        if size > 1 and len(self) <= 64:
+        if size > 1 and row == self.start and self._complete(64):
+            table = self.table[: len(self) * self.width].reshape(len(self), self.width) // self.width
             block = numbers[: size * chunks].reshape(chunks, size)
             maps = np.broadcast_to(np.arange(len(self)), (chunks, len(self)))
             for t in range(size):
@@ -614,9 +594,8 @@ class Table:
             for chunk in maps:
                 row = int(chunk[row])
             numbers = numbers[size * chunks :]
-        rows = table.tolist()
         for c in numbers.tolist():
-            row = rows[row][c]
+            row = self.follow(row, c)
         return row
 
 
@@ -633,12 +612,7 @@ class Machine:
         self.automaton, self.semiring = automaton, automaton.semiring
         number = {e: i for i, e in enumerate(order)}
         self.states, self.classes = len(order), automaton.classes
-        arcs = [
-            (c, i, number[y], w)
-            for c in range(self.classes)
-            for i, e in enumerate(order)
-            for y, w in automaton.derivative(e, c)
-        ]
+        arcs = [(c, i, number[y], w) for c in range(self.classes) for i, e in enumerate(order) for y, w in automaton.derivative(e, c)]
         self.order = order
         self.integer = self.semiring.dtype is None
         self.symbol = np.array([arc[0] for arc in arcs], np.int64)
@@ -680,9 +654,7 @@ class Machine:
         assert loops is not None
         data = self.numbers(word)
         if self.integer:
-            pos, vector = loops.forward_int(
-                self.limit, self.pointer, self.target, self.weights, self.states, data, 0, self.initial.copy()
-            )
+            pos, vector = loops.forward_int(self.limit, self.pointer, self.target, self.weights, self.states, data, 0, self.initial.copy())
             live = {self.order[i]: int(vector[i]) for i in np.flatnonzero(vector)}
             return self.automaton.run(data[pos:].tolist(), live)
         s = self.semiring
@@ -738,9 +710,7 @@ class Machine:
             out = np.full((self.classes, self.states, self.states), self.semiring.zero, np.asarray(weights).dtype)
             out[self.symbol, self.source, self.target] = weights
             return out
-        out = xp.full(
-            (self.classes, self.states, self.states), self.semiring.zero, dtype=weights.dtype, device=weights.device
-        )
+        out = xp.full((self.classes, self.states, self.states), self.semiring.zero, dtype=weights.dtype, device=weights.device)
         where = tuple(xp.as_tensor(x, device=weights.device) for x in (self.symbol, self.source, self.target))
         return out.index_put(where, weights)
 

@@ -83,8 +83,6 @@ class Carrier:
         return hash(repr(self))
 
 
-def convolved_at(
-    carrier: Carrier, semiring: Semiring, f: Callable[[Any], Any], g: Callable[[Any], Any], index: Any
-) -> Any:
+def convolved_at(carrier: Carrier, semiring: Semiring, f: Callable[[Any], Any], g: Callable[[Any], Any], index: Any) -> Any:
     """(f * g)(w) = sum over u, v with uv = w of f(u) . g(v): the definition, which all fast products must equal."""
     return semiring.sum(semiring.mul(f(u), g(v)) for u, v in carrier.split(index))

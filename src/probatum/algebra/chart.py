@@ -40,17 +40,11 @@ class Chart:
     @staticmethod
     def can_run(automaton: Automaton) -> bool:
         """Pointwise products would need pairs of frames."""
-        return (
-            all(node.kind != "both" for body in automaton.rules.values() for node in body.walk())
-            and BOTH not in automaton._kind
-        )
+        return all(node.kind != "both" for body in automaton.rules.values() for node in body.walk()) and BOTH not in automaton._kind
 
     def _ranks(self) -> dict[str, int]:
         """A rule that may begin with another ranks below it; there are no cycles, since left recursion was refused."""
-        after = {
-            name: {head for head, _, _ in self.heads(body) if isinstance(head, str)}
-            for name, body in self.automaton._bodies.items()
-        }
+        after = {name: {head for head, _, _ in self.heads(body) if isinstance(head, str)} for name, body in self.automaton._bodies.items()}
         ranks: dict[str, int] = {}
         for root in after:
             stack = [root]
@@ -72,15 +66,7 @@ class Chart:
         while stack:
             x = stack[-1]
             kind, left, right = kinds[x], lefts[x], rights[x]
-            parts = (
-                left
-                if kind == SUM
-                else (left,)
-                if kind == STAR
-                else (left, right)
-                if kind == PRODUCT and x != ONE
-                else ()
-            )
+            parts = left if kind == SUM else (left,) if kind == STAR else (left, right) if kind == PRODUCT and x != ONE else ()
             missing = [part for part in parts if part not in memo]
             if missing:
                 stack += missing

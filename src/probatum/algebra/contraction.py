@@ -52,15 +52,8 @@ def _parse(spec: str, ops: tuple) -> tuple[list[str], str]:
     left, arrow, out = spec.replace(" ", "").partition("->")
     ins = left.split(",")
     letters = set("".join(ins))
-    if (
-        not arrow
-        or not all(part.isalpha() or not part for part in [*ins, out])
-        or len(set(out)) < len(out)
-        or not set(out) <= letters
-    ):
-        raise ProbatumError(
-            f"spec must look like 'ij,jk->ik' with every output index once and on the left, got {spec!r}"
-        )
+    if not arrow or not all(part.isalpha() or not part for part in [*ins, out]) or len(set(out)) < len(out) or not set(out) <= letters:
+        raise ProbatumError(f"spec must look like 'ij,jk->ik' with every output index once and on the left, got {spec!r}")
     if len(ins) != len(ops):
         raise ProbatumError(f"spec {spec!r} has {len(ins)} operands, got {len(ops)}")
     extents: dict[str, int] = {}
@@ -142,11 +135,7 @@ def matmul(semiring: Semiring, a: Any, b: Any) -> Any:
         loops = loops_or_none()
         a, b = np.asarray(a, semiring.dtype), np.asarray(b, semiring.dtype)
         if semiring.name == "BOOL":
-            return (
-                np.matmul(a.astype(np.float32), b.astype(np.float32)) > 0.5
-                if a.shape[-1] < 1 << 24
-                else np.matmul(a, b)
-            )
+            return np.matmul(a.astype(np.float32), b.astype(np.float32)) > 0.5 if a.shape[-1] < 1 << 24 else np.matmul(a, b)
         if loops is not None and semiring.loop in loops.MATMUL and a.size * b.shape[-1] > 4096:
             batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
             a3 = np.broadcast_to(a, batch + a.shape[-2:]).reshape(-1, *a.shape[-2:])
@@ -160,9 +149,7 @@ def _broadcast_matmul(semiring: Semiring, xp: Any, a: Any, b: Any) -> Any:
     """The definition, in blocks of rows: sum over k of a[i, k] b[k, j]."""
     if not a.shape[-1]:
         return xp.zeros_like(a[..., :1].sum(-1, keepdims=True) + b[..., :1, :].sum(-2, keepdims=True)) + semiring.zero
-    per_row = max(
-        1, math.prod(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))) * a.shape[-1] * b.shape[-1]
-    )
+    per_row = max(1, math.prod(np.broadcast_shapes(tuple(a.shape[:-2]), tuple(b.shape[:-2]))) * a.shape[-1] * b.shape[-1])
     rows = max(1, _BLOCK // per_row)
     parts = []
     for start in range(0, a.shape[-2], rows):

@@ -102,9 +102,7 @@ class Dense(Carrier):
         constant = a[self.unit()] if a.size else semiring.zero
         rest = [index for index, _ in self.items(semiring, a, None) if index != (0 if self.dims == 1 else self.unit())]
         if rest:
-            raise ProbatumError(
-                f"star of this array is not finite in {semiring}: entry {rest[0]} is not zero; use to(Stream())"
-            )
+            raise ProbatumError(f"star of this array is not finite in {semiring}: entry {rest[0]} is not zero; use to(Stream())")
         return self.from_items(semiring, [(self.unit(), semiring.star(constant))])
 
     def scale(self, semiring: Semiring, weight: Any, a: np.ndarray) -> np.ndarray:
@@ -127,9 +125,7 @@ class Dense(Carrier):
         from probatum.algebra.streams import Stream
 
         if isinstance(target, Monomials) and len(target.names) == self.dims:
-            return target.from_items(
-                semiring, [(i if isinstance(i, tuple) else (i,), w) for i, w in self.items(semiring, a, None)]
-            )
+            return target.from_items(semiring, [(i if isinstance(i, tuple) else (i,), w) for i, w in self.items(semiring, a, None)])
         if isinstance(target, Stream) and self.dims == 1:
             return target.from_list(semiring, [self.at(semiring, a, i) for i in range(len(a))])
         return super().convert(semiring, a, target)
@@ -150,9 +146,7 @@ def convolve(semiring: Semiring, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return choose(semiring, a.shape, b.shape, a, b)[2](a, b)
 
 
-def choose(
-    semiring: Semiring, m: tuple[int, ...], n: tuple[int, ...], a: Any = None, b: Any = None
-) -> tuple[str, str, Callable]:
+def choose(semiring: Semiring, m: tuple[int, ...], n: tuple[int, ...], a: Any = None, b: Any = None) -> tuple[str, str, Callable]:
     """(method, reason, function) for a product of these shapes; the operands are looked at for convexity."""
     small, work = min(math.prod(m), math.prod(n)), math.prod(m) * math.prod(n)
     shift = functools.partial(_shifts, semiring)
@@ -179,7 +173,7 @@ def choose(
                 return (
                     how,
                     f"{'both operands' if all(convex) else 'one operand'} convex",
-                    functools.partial(_convex_product, sign, tuple(convex)),
+                    functools.partial(_convex_product, sign, (convex[0], convex[1])),
                 )
         if worth_compiling(work) and (loops := loops_or_none()) is not None:
             if semiring.loop in loops.CONVOLVE:
@@ -298,12 +292,12 @@ def _flint(semiring: Semiring, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shape = tuple(m + n - 1 for m, n in zip(a.shape, b.shape, strict=True))
     flat = [_spread(x, shape) for x in (a, b)]
     size = math.prod(shape)
+    values: list[Any]
     if semiring.name == "RAT":
-        p, q = (flint.fmpq_poly([flint.fmpq(x.numerator, x.denominator) for x in x_flat]) for x_flat in flat)
-        values: list[Any] = [Fraction(int(c.p), int(c.q)) for c in (p * q).coeffs()]
+        left, right = (flint.fmpq_poly([flint.fmpq(x.numerator, x.denominator) for x in side]) for side in flat)
+        values = [Fraction(int(c.p), int(c.q)) for c in (left * right).coeffs()]
     else:
-        p, q = (flint.fmpz_poly(x_flat) for x_flat in flat)
-        values = [int(c) for c in (p * q).coeffs()]
+        values = list(map(int, (flint.fmpz_poly(flat[0]) * flint.fmpz_poly(flat[1])).coeffs()))
     out = np.full(size, semiring.zero, object)
     out[: len(values)] = values
     return out.reshape(shape)

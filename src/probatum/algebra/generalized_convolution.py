@@ -162,17 +162,11 @@ class Series:
     def _other(self, other: Any) -> "Series":
         """The operand as a series of the same kind; a weight becomes a constant."""
         if not isinstance(other, Series):
-            return self._new(
-                self.carrier.from_items(self.semiring, [(self.carrier.unit(), self.semiring.element(other))])
-            )
+            return self._new(self.carrier.from_items(self.semiring, [(self.carrier.unit(), self.semiring.element(other))]))
         if other.semiring is not self.semiring:
-            raise ProbatumError(
-                f"operands are over {self.semiring} and {other.semiring}; bring one over with .over(semiring)"
-            )
+            raise ProbatumError(f"operands are over {self.semiring} and {other.semiring}; bring one over with .over(semiring)")
         if other.carrier != self.carrier:
-            raise ProbatumError(
-                f"operands have carriers {self.carrier} and {other.carrier}; bring one over with .to(carrier)"
-            )
+            raise ProbatumError(f"operands have carriers {self.carrier} and {other.carrier}; bring one over with .to(carrier)")
         return other
 
     def __add__(self, other: Any) -> "Series":
@@ -260,9 +254,7 @@ class Series:
                 lambda symbol: Series.of(self.carrier, self.semiring, {function(symbol): self.semiring.one}),
                 letters=True,
             )
-        return self._new(
-            self.carrier.from_items(self.semiring, [(function(index), weight) for index, weight in self.items()])
-        )
+        return self._new(self.carrier.from_items(self.semiring, [(function(index), weight) for index, weight in self.items()]))
 
     def bind(self, function: Callable[[Any], "Series"], *, letters: bool = False) -> "Series":
         """sum over a of f(a) . function(a): the monad of free semimodules.
@@ -273,9 +265,7 @@ class Series:
         if letters:
             if not isinstance(self.carrier, Words):
                 raise ProbatumError(f"letters=True is for Words, this series has carrier {self.carrier}")
-            return self._new(
-                self.carrier.substitute(self.semiring, self.data, lambda symbol: self._other(function(symbol)).data)
-            )
+            return self._new(self.carrier.substitute(self.semiring, self.data, lambda symbol: self._other(function(symbol)).data))
         total: Series | None = None
         for index, weight in self.items():
             image = function(index)
@@ -363,12 +353,8 @@ class Series:
         names = series.carrier.names
         point = dict(zip(names, values, strict=False)) | named
         if len(values) > len(names) or set(point) != set(names):
-            raise ProbatumError(
-                f"want a value for each of {', '.join(names)}, got {len(values)} and {', '.join(named) or 'no names'}"
-            )
-        return series.carrier.evaluate(
-            self.semiring, series.data, {name: self.semiring.element(value) for name, value in point.items()}
-        )
+            raise ProbatumError(f"want a value for each of {', '.join(names)}, got {len(values)} and {', '.join(named) or 'no names'}")
+        return series.carrier.evaluate(self.semiring, series.data, {name: self.semiring.element(value) for name, value in point.items()})
 
     def derivative(self) -> "Series":
         """d/dx of a Stream."""
@@ -433,9 +419,7 @@ def _power(name: str, exponent: int) -> str:
 
 
 def _show(terms: list[tuple[str, Any]], semiring: Semiring, more: bool) -> str:
-    parts = [
-        f"{weight}" if not text else text if weight == semiring.one else f"{weight} {text}" for text, weight in terms
-    ]
+    parts = [f"{weight}" if not text else text if weight == semiring.one else f"{weight} {text}" for text, weight in terms]
     return " + ".join([*(parts or [str(semiring.zero)]), *(["..."] if more else [])])
 
 
@@ -469,9 +453,7 @@ def regex(
     return Series(carrier, semiring, language)
 
 
-def grammar(
-    text: str, semiring: Semiring = BOOL, *, start: str | None = None, alphabet: Iterable[Hashable] | None = None
-) -> Series:
+def grammar(text: str, semiring: Semiring = BOOL, *, start: str | None = None, alphabet: Iterable[Hashable] | None = None) -> Series:
     """The weighted language of a grammar of named rules (notation: `probatum.algebra.patterns`).
 
     Args:
@@ -488,9 +470,7 @@ def grammar(
     return Series(carrier, semiring, language)
 
 
-def polynomial(
-    source: str | Sequence[Any] | Mapping[Any, Any], semiring: Semiring = INT, names: Sequence[str] | None = None
-) -> Series:
+def polynomial(source: str | Sequence[Any] | Mapping[Any, Any], semiring: Semiring = INT, names: Sequence[str] | None = None) -> Series:
     """A polynomial over Monomials.
 
     Args:

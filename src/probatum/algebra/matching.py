@@ -98,11 +98,7 @@ class Matcher:
             self._weighed = Language(sequence([_ANY, language.term, _ANY]), language.rules, semiring, None)
         else:
             self._weighed = language
-        boolean = (
-            self.series.data
-            if semiring is BOOL
-            else self.series.over(BOOL, lambda weight: weight != semiring.zero).data
-        )
+        boolean = self.series.data if semiring is BOOL else self.series.over(BOOL, lambda weight: weight != semiring.zero).data
         self._plain = boolean
         self._yes = Language(sequence([_ANY, boolean.term, _ANY]), boolean.rules, BOOL, None) if search else boolean
         self._backward: Table | None = None
@@ -154,7 +150,8 @@ class Matcher:
         for i in range(len(text) - 1, -1, -1):
             row = backward.follow(row, backward.automaton.class_numbers(text[i])[0])
             begins[i] = bool(backward.accepts[row])
-        spans, at = [], 0
+        spans: list[tuple[int, int]] = []
+        at = 0
         numbers = forward.automaton.class_numbers(text)
         while at < len(text) and (most is None or len(spans) < most):
             end = at
@@ -179,13 +176,14 @@ class Matcher:
         begins = np.zeros(len(data), np.bool_)
         pos, state = len(data), np.uint32(backward.start * backward.width)
         while True:
-            pos, state = loops.marks(
-                backward.table, backward.class_table, data, pos, state, backward.accepts, backward.width, begins
-            )
+            pos, state = loops.marks(backward.table, backward.class_table, data, pos, state, backward.accepts, backward.width, begins)
             if pos == 0:
                 break
-            backward._miss(data, pos - 1, state)
-        spans, reached = [], 0
+            state = backward.advance(state, data[pos - 1])
+            pos -= 1
+            begins[pos] = backward.accepts[int(state) // backward.width]
+        spans: list[tuple[int, int]] = []
+        reached = 0
         for at in np.flatnonzero(begins).tolist():
             if at < reached:
                 continue
@@ -205,7 +203,10 @@ class Matcher:
                 )
                 if done:
                     break
-                forward._miss(data, pos, state)
+                state = forward.advance(state, data[pos])
+                pos += 1
+                if forward.accepts[int(state) // forward.width]:
+                    best = pos
             if best > at:
                 spans.append((at, best))
                 reached = best
@@ -216,7 +217,8 @@ class Matcher:
     def _spans_by_trial(self, text: str, most: int | None) -> list[tuple[int, int]]:
         """Recursive rules: read on from each position as long as anything is alive."""
         automaton = self._plain.automaton
-        numbers, spans, at = automaton.class_numbers(text), [], 0
+        numbers, at = automaton.class_numbers(text), 0
+        spans: list[tuple[int, int]] = []
         while at < len(text) and (most is None or len(spans) < most):
             end = at
             for i, weight in enumerate(self._plain.prefix_weights(numbers[at:])):
@@ -260,7 +262,8 @@ class Matcher:
             )
             if pos == len(data):
                 return ends, flags, data
-            table._miss(data, pos, state)
+            state = table.advance(state, data[pos])
+            pos += 1
 
 
 def _text(symbols_: np.ndarray) -> str:
@@ -316,9 +319,7 @@ def match_files(
         ProbatumError: a file that cannot be read; unit or numbers out of range.
     """
     if unit not in ("line", "file") or parses < 0 or block < 1:
-        raise ProbatumError(
-            f"unit must be line or file, parses at least 0 and block at least 1, got {unit!r}, {parses}, {block}"
-        )
+        raise ProbatumError(f"unit must be line or file, parses at least 0 and block at least 1, got {unit!r}, {parses}, {block}")
 
     def found(path: str, line: int, text: str, keep: bool) -> Found:
         if invert:
@@ -352,9 +353,7 @@ def match_files(
                 stream.close()
 
 
-def count_files(
-    matcher: Matcher, paths: Iterable[str | Path | IO[bytes]], *, block: int = 1 << 22
-) -> Iterator[FileCount]:
+def count_files(matcher: Matcher, paths: Iterable[str | Path | IO[bytes]], *, block: int = 1 << 22) -> Iterator[FileCount]:
     """Matching lines a file, counted without looking at their text."""
     for path in paths:
         name, stream = _open(path)

@@ -91,9 +91,7 @@ SOFTMAX = Monoid("softmax state", _softmax_identity, _softmax)
 
 def under_add(semiring: Semiring) -> Monoid:
     """Running sums in a semiring."""
-    return Monoid(
-        f"sums in {semiring}", lambda x: _fill(semiring.zero)(x) if hasattr(x, "shape") else semiring.zero, semiring.add
-    )
+    return Monoid(f"sums in {semiring}", lambda x: _fill(semiring.zero)(x) if hasattr(x, "shape") else semiring.zero, semiring.add)
 
 
 def under_mul(semiring: Semiring) -> Monoid:
@@ -275,9 +273,7 @@ def _weave(even: Any, odd: Any, axis: int, n: int) -> Any:
 
     def leaf(x: Any, y: Any) -> Any:
         xp, m = namespace(x, y), n // 2
-        both = xp.stack([x[_index(axis, slice(0, m))], y], axis + 1).reshape(
-            *x.shape[:axis], 2 * m, *x.shape[axis + 1 :]
-        )
+        both = xp.stack([x[_index(axis, slice(0, m))], y], axis + 1).reshape(*x.shape[:axis], 2 * m, *x.shape[axis + 1 :])
         return both if n == 2 * m else xp.concatenate([both, x[_index(axis, slice(m, None))]], axis)
 
     return _leaves(leaf, even, odd)

@@ -3,7 +3,7 @@ is installed."""
 
 import ast
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -21,11 +21,7 @@ class Monomials(Carrier):
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
-        if (
-            not self.names
-            or len(set(self.names)) < len(self.names)
-            or not all(isinstance(n, str) and n.isidentifier() for n in self.names)
-        ):
+        if not self.names or len(set(self.names)) < len(self.names) or not all(isinstance(n, str) and n.isidentifier() for n in self.names):
             raise ProbatumError(f"names must be distinct identifiers, at least one, got {self.names!r}")
         self.name = f"Monomials({', '.join(self.names)})"
 
@@ -85,10 +81,7 @@ class Monomials(Carrier):
         """{exponents: coefficient} with Python numbers."""
         if isinstance(a, dict):
             return a
-        return {
-            tuple(map(int, index)): semiring.coerce(w) if semiring.name == "RAT" else int(w)
-            for index, w in a.to_dict().items()
-        }
+        return {tuple(map(int, index)): semiring.coerce(w) if semiring.name == "RAT" else int(w) for index, w in a.to_dict().items()}
 
     def add(self, semiring: Semiring, a: Any, b: Any) -> Any:
         if not isinstance(a, dict):
@@ -120,9 +113,7 @@ class Monomials(Carrier):
         terms = self.terms(semiring, a)
         others = [index for index in terms if any(index)]
         if others:
-            raise ProbatumError(
-                f"star of this polynomial is not finite in {semiring}: exponents {others[0]}; use a Stream"
-            )
+            raise ProbatumError(f"star of this polynomial is not finite in {semiring}: exponents {others[0]}; use a Stream")
         return self.from_items(semiring, [(self.unit(), semiring.star(terms.get(self.unit(), semiring.zero)))])
 
     def at(self, semiring: Semiring, a: Any, index: Any) -> Any:
@@ -133,9 +124,7 @@ class Monomials(Carrier):
         return semiring.coerce(weight) if semiring.name == "RAT" else int(weight)
 
     def items(self, semiring: Semiring, a: Any, bound: int | None) -> Iterator[tuple[Any, Any]]:
-        for index, weight in sorted(
-            self.terms(semiring, a).items(), key=lambda item: (sum(item[0]), [-e for e in item[0]])
-        ):
+        for index, weight in sorted(self.terms(semiring, a).items(), key=lambda item: (sum(item[0]), [-e for e in item[0]])):
             if bound is None or sum(index) <= bound:
                 yield index, weight
 
@@ -169,11 +158,7 @@ class Monomials(Carrier):
 
     def plan(self, semiring: Semiring, a: Any) -> str:
         if isinstance(a, dict):
-            why = (
-                "python-flint is not installed"
-                if semiring.name in ("INT", "NAT", "RAT")
-                else f"coefficients in {semiring}"
-            )
+            why = "python-flint is not installed" if semiring.name in ("INT", "NAT", "RAT") else f"coefficients in {semiring}"
             return f"{self} over {semiring}, {len(a)} terms: product by a dictionary ({why})"
         return f"{self} over {semiring}, {len(a)} terms: product by flint (exact {type(a).__name__})"
 
@@ -189,34 +174,52 @@ def parse_polynomial(text: str) -> tuple[tuple[str, ...], Any]:
     except (SyntaxError, ValueError) as error:
         raise ProbatumError(f"{text!r} is not a polynomial: {error}") from None
     names: dict[str, None] = {}
-    allowed = (ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant, ast.operator, ast.unaryop, ast.expr_context)
+    allowed = (
+        ast.BinOp, ast.UnaryOp, ast.Name, ast.Constant, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub, ast.Load,
+    )  # fmt: skip
     for node in ast.walk(tree):
         if not isinstance(node, allowed):
             raise ProbatumError(f"{text!r} is not a polynomial: {type(node).__name__} is not allowed")
+        if isinstance(node, ast.Constant) and (isinstance(node.value, bool) or not isinstance(node.value, (int, float))):
+            raise ProbatumError(f"{text!r} is not a polynomial: {node.value!r} is not a number")
     found = [(node.lineno, node.col_offset, node.id) for node in ast.walk(tree) if isinstance(node, ast.Name)]
     for *_, name in sorted(found):
         names[name] = None
     return tuple(names), tree
 
 
-def build_polynomial(tree: Any, leaf: Any) -> Any:
-    """Evaluate a tree of `parse_polynomial`: leaf(name or Fraction) gives series, which add, multiply and take
-    powers."""
-    if isinstance(tree, ast.Name):
-        return leaf(tree.id)
-    if isinstance(tree, ast.Constant):
-        return leaf(Fraction(str(tree.value)))
-    if isinstance(tree, ast.UnaryOp):
-        inner = build_polynomial(tree.operand, leaf)
-        return inner if isinstance(tree.op, ast.UAdd) else -inner
-    left = build_polynomial(tree.left, leaf)
-    if isinstance(tree.op, (ast.Pow, ast.Div)):
-        if not isinstance(tree.right, ast.Constant) or isinstance(tree.right.value, str):
-            raise ProbatumError("exponents and divisors must be numbers")
-        if isinstance(tree.op, ast.Pow):
-            return left ** int(tree.right.value)
-        return left * leaf(1 / Fraction(str(tree.right.value)))
-    right = build_polynomial(tree.right, leaf)
-    if isinstance(tree.op, ast.Mult):
-        return left * right
-    return left + right if isinstance(tree.op, ast.Add) else left - right
+def build_polynomial(tree: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Evaluate a tree of `parse_polynomial`: leaf(name or Fraction) gives series, which add, multiply and take powers."""
+    done: dict[ast.AST, Any] = {}
+    stack = [tree]
+    while stack:  # a sum of a thousand terms is a thousand levels deep
+        node = stack[-1]
+        if node in done:
+            stack.pop()
+        elif isinstance(node, ast.Name):
+            done[node] = leaf(node.id)
+        elif isinstance(node, ast.Constant):
+            done[node] = leaf(Fraction(str(node.value)))
+        elif isinstance(node, ast.UnaryOp):
+            if node.operand not in done:
+                stack.append(node.operand)
+            else:
+                done[node] = done[node.operand] if isinstance(node.op, ast.UAdd) else -done[node.operand]
+        elif node.left not in done:
+            stack.append(node.left)
+        elif isinstance(node.op, (ast.Pow, ast.Div)):
+            number = node.right.value if isinstance(node.right, ast.Constant) else None
+            if isinstance(node.op, ast.Pow):
+                if not isinstance(number, int):
+                    raise ProbatumError("an exponent must be an integer of at least 0")
+                done[node] = done[node.left] ** number
+            elif not number:
+                raise ProbatumError("a divisor must be a number other than 0")
+            else:
+                done[node] = done[node.left] * leaf(1 / Fraction(str(number)))
+        elif node.right not in done:
+            stack.append(node.right)
+        else:
+            left, right = done[node.left], done[node.right]
+            done[node] = left * right if isinstance(node.op, ast.Mult) else left + right if isinstance(node.op, ast.Add) else left - right
+    return done[tree]

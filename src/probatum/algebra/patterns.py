@@ -73,9 +73,7 @@ def parse_grammar(text: str) -> dict[str, Term]:
         if line[0].isspace() and name is not None:
             bodies[name] += "\n" + line
         elif head is None:
-            raise ProbatumError(
-                f"grammar line {number} must be 'name = body' or begin with a blank to continue, got {line!r}"
-            )
+            raise ProbatumError(f"grammar line {number} must be 'name = body' or begin with a blank to continue, got {line!r}")
         elif head[1] in bodies:
             raise ProbatumError(f"grammar line {number} defines rule {head[1]!r} twice; write its alternatives with |")
         else:
@@ -102,9 +100,7 @@ class _Parser:
         self.groups: list[tuple[str | None, list[Term], list[Term]]] = [(None, [], [])]
 
     def fail(self, why: str) -> ProbatumError:
-        return ProbatumError(
-            f"{'grammar' if self.grammar else 'pattern'} {self.text.strip()!r}, position {self.at}: {why}"
-        )
+        return ProbatumError(f"{'grammar' if self.grammar else 'pattern'} {self.text.strip()!r}, position {self.at}: {why}")
 
     def take(self, pattern: str) -> re.Match | None:
         found = re.compile(pattern).match(self.text, self.at)
@@ -134,9 +130,7 @@ class _Parser:
             return
         if found := self.take(r"\(\?&([A-Za-z_]\w*)\)"):
             self.put(reference(found[1]))
-        elif (found := self.take(rf"\(\?=({_NUMBER})\)")) or (
-            self.grammar and (found := self.take(rf"<\s*({_NUMBER})\s*>"))
-        ):
+        elif (found := self.take(rf"\(\?=({_NUMBER})\)")) or (self.grammar and (found := self.take(rf"<\s*({_NUMBER})\s*>"))):
             self.put(value(_number(found[1])))
         elif found := self.take(r"\(\?P?<([A-Za-z_]\w*)>"):
             self.groups.append((found[1], [], []))

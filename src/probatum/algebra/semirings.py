@@ -187,11 +187,7 @@ def _halving_total(semiring: Semiring, array: Any, axis: int) -> Any:
     xp = namespace(array)
     array = xp.moveaxis(array, axis, 0)
     if not len(array):
-        return (
-            xp.zeros_like(array.sum(0)) + semiring.zero
-            if semiring.dtype
-            else np.full(array.shape[1:], semiring.zero, dtype=object)
-        )
+        return xp.zeros_like(array.sum(0)) + semiring.zero if semiring.dtype else np.full(array.shape[1:], semiring.zero, dtype=object)
     add = semiring.add if semiring.dtype else np.frompyfunc(semiring.add, 2, 1)
     while len(array) > 1:
         even = len(array) // 2 * 2
@@ -207,9 +203,7 @@ def _both(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
     if xp is np:
         return a, b
     tensor = a if isinstance(a, xp.Tensor) else b
-    return tuple(
-        x if isinstance(x, xp.Tensor) else xp.as_tensor(x, dtype=tensor.dtype, device=tensor.device) for x in (a, b)
-    )  # type: ignore[return-value]
+    return tuple(x if isinstance(x, xp.Tensor) else xp.as_tensor(x, dtype=tensor.dtype, device=tensor.device) for x in (a, b))  # type: ignore[return-value]
 
 
 def _lesser(a: Any, b: Any) -> Any:
@@ -696,7 +690,7 @@ def polynomials(base: Semiring) -> Semiring:
         star,
         idempotent=base.idempotent,
         commutative=base.commutative,
-        negate=None if base.negate is None else lambda a: tuple(map(base.negate, a)),
+        negate=None if base.negate is None else lambda a: tuple(map(base.negate, a)),  # type: ignore[arg-type]
         coerce=coerce,
         made_by=(polynomials, base),
     )

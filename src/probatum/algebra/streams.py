@@ -26,9 +26,7 @@ class Coefficients:
     `order`: coefficients below it are known to be zero without being asked for. `known`: a finite series, all of it.
     """
 
-    def __init__(
-        self, semiring: Semiring, make: Callable[[int], Any], order: int = 0, known: list | None = None
-    ) -> None:
+    def __init__(self, semiring: Semiring, make: Callable[[int], Any], order: int = 0, known: list | None = None) -> None:
         self.semiring, self.make, self.order, self.known = semiring, make, order, known
         self.memo: list[Any] = []
         self._busy = False
@@ -40,9 +38,7 @@ class Coefficients:
                 memo.append(self.semiring.zero)
                 continue
             if self._busy:
-                raise ProbatumError(
-                    f"coefficient {len(memo)} of a recursive series depends on itself; multiply by x or integrate first"
-                )
+                raise ProbatumError(f"coefficient {len(memo)} of a recursive series depends on itself; multiply by x or integrate first")
             self._busy = True
             try:
                 value = self.make(len(memo))
@@ -96,9 +92,7 @@ class Stream(Carrier):
 
         def make(n: int) -> Any:
             return semiring.sum(
-                semiring.mul(value, many[n - i]) if left else semiring.mul(many[n - i], value)
-                for i, value in entries
-                if i <= n
+                semiring.mul(value, many[n - i]) if left else semiring.mul(many[n - i], value) for i, value in entries if i <= n
             )
 
         return Coefficients(semiring, make, order)
@@ -154,15 +148,11 @@ class Stream(Carrier):
 
     def items(self, semiring: Semiring, a: Coefficients, bound: int | None) -> Iterator[tuple[int, Any]]:
         if bound is None and a.known is None:
-            raise ProbatumError(
-                "a Stream may have infinitely many non-zeros: give items(bound), the greatest index wanted"
-            )
+            raise ProbatumError("a Stream may have infinitely many non-zeros: give items(bound), the greatest index wanted")
         last = len(a.known) - 1 if bound is None else bound  # type: ignore[arg-type]
         return ((n, a[n]) for n in range(last + 1) if a[n] != semiring.zero)
 
-    def over(
-        self, semiring: Semiring, a: Coefficients, target: Semiring, convert: Callable[[Any], Any]
-    ) -> Coefficients:
+    def over(self, semiring: Semiring, a: Coefficients, target: Semiring, convert: Callable[[Any], Any]) -> Coefficients:
         return Coefficients(target, lambda n: convert(a[n]), a.order)
 
     def plan(self, semiring: Semiring, a: Coefficients) -> str:
@@ -238,7 +228,7 @@ class _Relaxed:
                 return
             import flint
 
-            kind = flint.fmpq_poly if self.rational else flint.fmpz_poly
+            kind: Any = flint.fmpq_poly if self.rational else flint.fmpz_poly
             for j, c in enumerate((kind(p) * kind(q)).coeffs(), at):
                 sums[j] += c if self.rational else int(c)
         elif len(p) == 1:

@@ -131,9 +131,7 @@ def substitute(term: Term, image: Callable[[Hashable], Term]) -> Term:
     def change(node: Term, parts: tuple[Term, ...]) -> Term:
         if node.kind == "symbols":
             if node.payload.negated:
-                raise ProbatumError(
-                    "map and bind need explicit symbols, and this term has a complemented set such as '.' or '[^a]'"
-                )
+                raise ProbatumError("map and bind need explicit symbols, and this term has a complemented set such as '.' or '[^a]'")
             return alternatives(image(symbol) for symbol in sorted(node.payload.members, key=repr))
         return Term(node.kind, node.payload, parts)
 
@@ -144,17 +142,13 @@ def rename(term: Term, names: dict[str, str]) -> Term:
     """References renamed."""
     return _rebuild(
         term,
-        lambda node, parts: Term(
-            node.kind, names.get(node.payload, node.payload) if node.kind == "reference" else node.payload, parts
-        ),
+        lambda node, parts: Term(node.kind, names.get(node.payload, node.payload) if node.kind == "reference" else node.payload, parts),
     )
 
 
 def revalue(term: Term, change: Callable[[Any], Any]) -> Term:
     """Weights converted."""
-    return _rebuild(
-        term, lambda node, parts: Term(node.kind, change(node.payload) if node.kind == "value" else node.payload, parts)
-    )
+    return _rebuild(term, lambda node, parts: Term(node.kind, change(node.payload) if node.kind == "value" else node.payload, parts))
 
 
 def reachable(term: Term, rules: dict[str, Term]) -> dict[str, Term]:
@@ -169,9 +163,7 @@ def reachable(term: Term, rules: dict[str, Term]) -> dict[str, Term]:
         for node in stack.pop().walk():
             if node.kind == "reference" and node.payload not in used:
                 if node.payload not in rules:
-                    raise ProbatumError(
-                        f"rule {node.payload!r} is not defined: {did_you_mean(node.payload, rules) or 'no rules given'}"
-                    )
+                    raise ProbatumError(f"rule {node.payload!r} is not defined: {did_you_mean(node.payload, rules) or 'no rules given'}")
                 used[node.payload] = rules[node.payload]
                 stack.append(rules[node.payload])
     return used
@@ -209,9 +201,7 @@ def fixed_point(
         values = new
         if not moving:
             return values
-    raise ProbatumError(
-        f"{what} of rule {', '.join(map(repr, moving))} does not settle: its sum over derivations is infinite"
-    )
+    raise ProbatumError(f"{what} of rule {', '.join(map(repr, moving))} does not settle: its sum over derivations is infinite")
 
 
 def left_recursion(rules: dict[str, Term]) -> list[str] | None:
@@ -229,7 +219,7 @@ def left_recursion(rules: dict[str, Term]) -> list[str] | None:
     nullable = fixed_point(rules, booleans, False, lambda a, b: a == b, len(rules) + 2, "emptiness")
     edges: dict[str, list[str]] = {}
     for name, body in rules.items():
-        empty = {}
+        empty: dict[int, bool] = {}
         for node in body.walk():
             empty[id(node)] = (
                 nullable[node.payload]

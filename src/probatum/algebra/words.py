@@ -56,9 +56,7 @@ class Parse:
 class Language:
     """A term with the rules it refers to, and what has been built to run it."""
 
-    def __init__(
-        self, term: Term, rules: dict[str, Term], semiring: Semiring, alphabet: frozenset[Hashable] | None
-    ) -> None:
+    def __init__(self, term: Term, rules: dict[str, Term], semiring: Semiring, alphabet: frozenset[Hashable] | None) -> None:
         self.term, self.semiring, self.alphabet = term, semiring, alphabet
         self.rules = reachable(term, rules)
 
@@ -91,16 +89,8 @@ class Language:
 
     def weight(self, word: Any) -> Any:
         if self.table is not None:
-            try:
-                return self.table.run(word)
-            except ProbatumError:
-                if len(self.table) < self.table.limit:
-                    raise
-        elif (
-            self.semiring.loop
-            and worth_compiling(len(word) if hasattr(word, "__len__") else 0)
-            and self.machine is not None
-        ):
+            return self.table.run(word)
+        if self.semiring.loop and worth_compiling(len(word) if hasattr(word, "__len__") else 0) and self.machine is not None:
             return self.machine.weight(word)
         return _run(self.automaton, self.automaton.class_numbers(word))
 
@@ -128,9 +118,7 @@ class Language:
                 lambda name: weighted(base.one, ("close", name)),
                 weighted(base.one, _SHIFT),
             )
-            rules = {
-                name: sequence([Term("open", name), body, Term("close", name)]) for name, body in self.rules.items()
-            }
+            rules = {name: sequence([Term("open", name), body, Term("close", name)]) for name, body in self.rules.items()}
             self._parsers[key] = Automaton(self.term, rules, best, self.alphabet, labels)
         automaton = self._parsers[key]
         return [_tree(trail, weight) for weight, trail in _run(automaton, automaton.class_numbers(word))]
@@ -147,16 +135,12 @@ class Language:
             size = len(payload.members)
             if payload.negated:
                 if self.alphabet is None:
-                    raise ProbatumError(
-                        "the total needs a closed alphabet: the term has a complemented set such as '.' or '[^a]'"
-                    )
+                    raise ProbatumError("the total needs a closed alphabet: the term has a complemented set such as '.' or '[^a]'")
                 size = len(self.alphabet - payload.members)
             return s.sum([s.one] * size)
 
         def both(_: Any, *__: Any) -> Any:
-            raise ProbatumError(
-                "the total of a pointwise product is not the product of totals; list items(bound) instead"
-            )
+            raise ProbatumError("the total of a pointwise product is not the product of totals; list items(bound) instead")
 
         algebra: dict[str, Callable[..., Any]] = {
             "symbols": of_set,
@@ -247,9 +231,7 @@ class Words(Carrier):
         clash = {name for name, body in b.rules.items() if name in rules and rules[name] is not body}
         names = {}
         for name in clash:
-            names[name] = next(
-                new for i in range(2, 10**6) if (new := f"{name}_{i}") not in rules and new not in b.rules
-            )
+            names[name] = next(new for i in range(2, 10**6) if (new := f"{name}_{i}") not in rules and new not in b.rules)
         for name, body in b.rules.items():
             rules[names.get(name, name)] = rename(body, names) if names else body
         return self.language(semiring, make(a.term, rename(term, names) if names else term), rules)
@@ -309,9 +291,7 @@ class Words(Carrier):
                     }
                     if moved:
                         if c == automaton.other:
-                            raise ProbatumError(
-                                "this series has symbols never named ('.' or '[^a]'): use Words(alphabet) to close it"
-                            )
+                            raise ProbatumError("this series has symbols never named ('.' or '[^a]'): use Words(alphabet) to close it")
                         steps[c] = moved
                 following += [((*word, symbol), steps[c]) for _, c, symbol in order if c in steps]
             level = following
@@ -402,9 +382,7 @@ class _Lengths:
         for c, size in enumerate(self.sizes):
             moved = automaton.step(self.vector, c)
             if c == automaton.other and any(automaton.shortest(e) < math.inf for e in moved):
-                raise ProbatumError(
-                    "lengths count named symbols, and this term has '.' or '[^a]': use Words(alphabet) to close it"
-                )
+                raise ProbatumError("lengths count named symbols, and this term has '.' or '[^a]': use Words(alphabet) to close it")
             count = s.sum([s.one] * size)
             for e, weight in moved.items():
                 weight = s.mul(weight, count)

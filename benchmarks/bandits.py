@@ -8,12 +8,12 @@ import time
 
 import numpy as np
 
-from probatum.bandits import C2UCBT, Disjunctive, Environment, TopK, VAC2UCB, compiled_cascade, linear_contexts, simulate
+from probatum.bandits import C2UCBT, VAC2UCB, Disjunctive, Environment, TopK, compiled_cascade, linear_contexts, simulate
 
 
 def plain_numpy(contexts, theta, draws, k):
     """What a user would write: LinUCB scores, the k best, one rank-one inverse update an observed arm, an inverse a round."""
-    rounds, m, d = contexts.shape
+    rounds, _m, d = contexts.shape
     gram, b = np.eye(d), np.zeros(d)
     for t in range(rounds):
         inverse = np.linalg.inv(gram)

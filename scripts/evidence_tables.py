@@ -3,7 +3,8 @@
     python scripts/evidence_tables.py           # renew
     python scripts/evidence_tables.py --check   # change nothing, exit 1 if something is out of date
 
-A table stands between <!-- evidence --> and <!-- /evidence -->: in a card its paper's claims with every condition, in README a line a claim.
+A table stands between <!-- evidence --> and <!-- /evidence -->: in a card its paper's claims with every condition, in README a line a
+claim.
 """
 
 import argparse

@@ -12,7 +12,7 @@ try:
     from numba import njit
 except ImportError:  # pragma: no cover - the function below is then plain Python
 
-    def njit(*args, **kwargs):
+    def njit(*args, **kwargs):  # type: ignore[no-redef]
         return lambda function: function
 
 

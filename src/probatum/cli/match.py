@@ -72,7 +72,8 @@ def match(
                     print(f"{row['path']}:{row['matched']}" if several else row["matched"])
             raise SystemExit(0 if any(row["matched"] for row in rows) else 1)
         found = match_files(
-            matcher, paths, unit="file" if unit == "file" else "line", invert=invert, spans=spans or bool(parses), weights=weight is not None, parses=parses
+            matcher, paths, unit="file" if unit == "file" else "line", invert=invert, spans=spans or bool(parses),
+            weights=weight is not None, parses=parses,
         )
         matched = False
         rows = []

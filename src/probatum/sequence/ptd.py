@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from probatum.algebra.monoids import AFFINE, scan
 from probatum.errors import ProbatumError
 from probatum.sequence.hippo import legs, normal_eigenvalues
-from probatum.sequence.ssm import DiagonalSSM, discretise
+from probatum.sequence.ssm import DiagonalSSM, Mode, discretise
 
 __all__ = ["S4PTD", "S5", "S5PTD", "Diagonalisation", "approx_diagonalize", "conjugate_half", "transfer", "transfer_of"]
 
@@ -255,7 +255,7 @@ class S5(nn.Module):
         return torch.zeros(batch, len(self.a_real), dtype=dtype, device=self.log_dt.device)
 
     def forward(
-        self, u: Tensor, state: Tensor | None = None, *, lengths: Tensor | None = None, rate: float = 1.0, mode: str = "tree"
+        self, u: Tensor, state: Tensor | None = None, *, lengths: Tensor | None = None, rate: float = 1.0, mode: Mode = "tree"
     ) -> tuple[Tensor, Tensor | None]:
         """u (B, L, H) -> y (B, L, H) and the state (B, P/2) at each item's end, by an associative scan."""
         if u.ndim != 3 or u.shape[2] != self.channels or not u.shape[1]:

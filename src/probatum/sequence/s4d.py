@@ -133,7 +133,8 @@ class SequenceModel(nn.Module):
         if self.pool:
             raise ProbatumError("a pooled model has an output for the whole sequence only: pool=False for steps")
         x, after = self.encoder(u), []
-        for block, state in zip(self.blocks, states or [None] * len(self.blocks), strict=True):
+        before: list[Tensor | None] = list(states) if states else [None] * len(self.blocks)
+        for block, state in zip(self.blocks, before, strict=True):
             x, state = block.step(x, state, rate=rate)  # type: ignore[operator]
             after.append(state)
         return self.decoder(x), after

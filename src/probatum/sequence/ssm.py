@@ -16,6 +16,7 @@ from probatum.errors import ProbatumError
 __all__ = ["DiagonalSSM", "discretise", "fft_convolution", "param_groups", "vandermonde"]
 
 Discretisation = Literal["zoh", "bilinear", "dss"]
+Mode = Literal["sequential", "tree", "chunked"]
 
 
 def discretise(a: Tensor, b: Tensor, dt: Tensor, how: str) -> tuple[Tensor, Tensor]:
@@ -205,7 +206,7 @@ class DiagonalSSM(nn.Module):
         dtype = torch.complex128 if self.log_dt.dtype == torch.float64 else torch.complex64
         return torch.zeros(batch, self.channels, self.state_size, dtype=dtype, device=self.log_dt.device)
 
-    def scan(self, u: Tensor, state: Tensor | None = None, *, rate: float = 1.0, mode: str = "tree") -> tuple[Tensor, Tensor]:
+    def scan(self, u: Tensor, state: Tensor | None = None, *, rate: float = 1.0, mode: Mode = "tree") -> tuple[Tensor, Tensor]:
         """u (B, L, H) -> y (B, L, H) and the states of every step (B, L, H, n), by an associative scan of affine maps."""
         x = self._input(u, None)
         _, discrete, b, c = self._recurrence(rate)

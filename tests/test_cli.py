@@ -92,7 +92,7 @@ def test_start_up_loads_nothing_heavy():
 
     def cpu(*code):
         best = float("inf")
-        for _ in range(3):
+        for _ in range(5):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             subprocess.run([sys.executable, *code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stdout=subprocess.DEVNULL)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -100,8 +100,10 @@ def test_start_up_loads_nothing_heavy():
         return best
 
     base = cpu("-c", "pass")
-    assert cpu("-c", "import probatum") - base < 0.1
-    assert cpu("-m", "probatum", "list") - base < 0.3
+    # A slow machine, or a busy moment of one: rich alone takes .105 s where the limits were set.
+    slower = max(1.0, cpu("-c", "import rich.table, rich.console") / 0.105)
+    assert cpu("-c", "import probatum") - base < 0.1 * slower
+    assert cpu("-m", "probatum", "list") - base < 0.3 * slower
     code = (
         "import sys, probatum.cli\nsys.argv = ['probatum', 'list', '--json']\n"
         "try:\n    probatum.cli.main()\nexcept SystemExit:\n    pass\n"

@@ -8,7 +8,7 @@
 import tomllib
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 from probatum.errors import ProbatumError, did_you_mean
@@ -63,7 +63,7 @@ class Paper:
 
 @cache
 def _document() -> dict:
-    return tomllib.loads(files("probatum").joinpath("catalog.toml").read_text("utf-8"))
+    return tomllib.loads(Path(__file__).with_name("catalog.toml").read_text("utf-8"))
 
 
 @cache

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from probatum.bandits.compiled import compiled_cascade
-from probatum.bandits.logs import Estimate, Log, replay
+from probatum.bandits.logs import Estimate, Log, read_log, replay
 from probatum.bandits.oracles import GreedySpread, Matroid, MaxCover, ShortestPath, TopK
 from probatum.bandits.policies import Policy, epsilon_greedy, ones, position, thompson, ucb, variance, variance_bound
 from probatum.bandits.ridge import Ridge
@@ -62,6 +62,7 @@ __all__ = [
     "position",
     "radius_c2ucbt",
     "radius_vac2ucb",
+    "read_log",
     "replay",
     "simulate",
     "thompson",

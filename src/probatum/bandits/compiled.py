@@ -22,68 +22,76 @@ Array = NDArray[np.float64]
 
 
 @njit(cache=True)
-def _run(contexts, theta, draws, inverse, b, gamma, alpha, k, conjunctive, weighted, floor, regret, seen):  # type: ignore[no-untyped-def]
+def _best(values, taken, k):  # type: ignore[no-untyped-def]
+    """Indices of the k largest, largest first, into `taken`; the lower index of equal ones."""
+    for j in range(k):
+        best = -1
+        for i in range(len(values)):
+            used = False
+            for earlier in range(j):
+                used = used or taken[earlier] == i
+            if not used and (best < 0 or values[i] > values[best]):
+                best = i
+        taken[j] = best
+
+
+@njit(cache=True)
+def _run(contexts, theta, draws, inverse, gram, b, alpha, k, conjunctive, weighted, floor, regret, seen):  # type: ignore[no-untyped-def]
     rounds, m, d = contexts.shape
-    scores, mu, x_theta, gram = np.empty(m), np.empty(m), np.empty(d), np.linalg.inv(inverse)
-    z = np.empty(d)
-    updates = 0
+    scores, mu, z = np.empty(m), np.empty(m), np.empty(d)
+    shown, best, weights = np.empty(k, np.int64), np.empty(k, np.int64), np.empty(k)
     for t in range(rounds):
-        x_theta[:] = inverse @ b
+        estimate = inverse @ b
         turned = contexts[t] @ inverse
         for i in range(m):
             mean = width = true = 0.0
             for a in range(d):
-                mean += contexts[t, i, a] * x_theta[a]
+                mean += contexts[t, i, a] * estimate[a]
                 true += contexts[t, i, a] * theta[a]
                 width += contexts[t, i, a] * turned[i, a]
             scores[i] = mean + alpha * np.sqrt(max(width, 0.0))
             mu[i] = min(max(true, 0.0), 1.0)
-        # Clipped scores first, unclipped ones break ties: the same order as sorting the unclipped scores.
-        order = np.argsort(-scores, kind="mergesort")
-        best = np.sort(mu)[::-1]
+        # Clipped scores first and unclipped ones to break ties is the order of the unclipped scores.
+        _best(scores, shown, k)
+        _best(mu, best, k)
         ours = top = 1.0
         for j in range(k):
-            ours *= mu[order[j]] if conjunctive else 1 - mu[order[j]]
-            top *= best[j] if conjunctive else 1 - best[j]
+            ours *= mu[shown[j]] if conjunctive else 1 - mu[shown[j]]
+            top *= mu[best[j]] if conjunctive else 1 - mu[best[j]]
         regret[t] = top - ours if conjunctive else ours - top
         # All weights of a round come from the statistics at its start, as in the policy.
-        shown = 0
+        count = 0
         for j in range(k):
-            shown += 1
-            success = draws[t, order[j]] < mu[order[j]]
-            if success != conjunctive:
-                break
-        seen[t] = shown
-        weights, rows = np.ones(shown), np.empty((shown, d))
-        outcomes = np.empty(shown)
-        for j in range(shown):
-            i = order[j]
-            rows[j] = contexts[t, i]
-            outcomes[j] = 1.0 if draws[t, i] < mu[i] else 0.0
+            i = shown[j]
+            weights[j] = 1.0
             if weighted:
                 mean = 0.0
                 for a in range(d):
-                    mean += rows[j, a] * x_theta[a]
+                    mean += contexts[t, i, a] * estimate[a]
                 half = 2 * (scores[i] - mean)
-                if alpha == 0.0:
-                    half = 0.0
                 low, high = min(max(mean - half, 0.0), 1.0), min(max(mean + half, 0.0), 1.0)
                 spread = high * (1 - high) if high <= 0.5 else low * (1 - low) if low >= 0.5 else 0.25
                 weights[j] = 1 / max(spread, floor)
-        for j in range(shown):
-            z[:] = inverse @ rows[j]
-            scale = 0.0
+            count += 1
+            if (draws[t, i] < mu[i]) != conjunctive:
+                break
+        seen[t] = count
+        for j in range(count):
+            i = shown[j]
+            outcome = 1.0 if draws[t, i] < mu[i] else 0.0
+            scale = 1.0
             for a in range(d):
-                scale += rows[j, a] * z[a]
-            scale = weights[j] / (1 + weights[j] * scale)
+                z[a] = 0.0
+                for c in range(d):
+                    z[a] += inverse[a, c] * contexts[t, i, c]
             for a in range(d):
-                b[a] += weights[j] * outcomes[j] * rows[j, a]
+                scale += weights[j] * contexts[t, i, a] * z[a]
+            scale = weights[j] / scale
+            for a in range(d):
+                b[a] += weights[j] * outcome * contexts[t, i, a]
                 for c in range(d):
                     inverse[a, c] -= scale * z[a] * z[c]
-                    gram[a, c] += weights[j] * rows[j, a] * rows[j, c]
-        if updates // (100 * d) != (updates + shown) // (100 * d):
-            inverse[:, :] = np.linalg.inv(gram)
-        updates += shown
+                    gram[a, c] += weights[j] * contexts[t, i, a] * contexts[t, i, c]
 
 
 def compiled_cascade(
@@ -113,10 +121,15 @@ def compiled_cascade(
     if not 1 <= k <= m:
         raise ProbatumError(f"k must be 1 to the {m} base arms, got {k}")
     regret, seen = np.empty(rounds), np.empty(rounds, np.int64)
-    inverse, b = np.eye(d) / gamma, np.zeros(d)
-    conjunctive = kind == "conjunctive"
-    _run(
-        np.ascontiguousarray(contexts), np.asarray(theta, float), draws, inverse, b, gamma, alpha, k, conjunctive, weighted, floor,
-        regret, seen,
-    )  # fmt: skip
+    inverse: Array = np.eye(d) / gamma
+    gram, b = gamma * np.eye(d), np.zeros(d)
+    contexts, theta, draws = (np.ascontiguousarray(array, float) for array in (contexts, theta, draws))
+    step = max(1, 100 * d // k)
+    for start in range(0, rounds, step):
+        part = slice(start, start + step)
+        _run(
+            contexts[part], theta, draws[part], inverse, gram, b, float(alpha), k, kind == "conjunctive", weighted, floor, regret[part],
+            seen[part],
+        )  # fmt: skip
+        inverse = np.asarray(np.linalg.inv(gram), float)  # rounding does not drift
     return regret, seen

@@ -84,7 +84,7 @@ def position(discount: float = 1.0) -> Weight:
     """discount^(2 k) at position k from 0 (C3-UCB's discounted contexts; 1 makes it C2-UCB-T)."""
 
     def weight(ridge: Ridge, x: Array, place: Indices) -> Array:
-        return discount ** (2.0 * place)
+        return np.power(discount, 2.0 * place).astype(float)
 
     return weight
 

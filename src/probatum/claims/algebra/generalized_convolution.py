@@ -158,7 +158,7 @@ def exponential_arms(length: int) -> dict[str, Callable[[], Any]]:
 
 @claim("generalized_convolution", "text", version=1,
        says="on real text it finds what re finds, no slower than re2, and stays linear where re does not",
-       source="Sec. 7, efficient language recognition", reported="recognition by memoised tries is linear in the word (no comparison with re)",
+       source="Sec. 7, efficient language recognition", reported="recognition by memoised tries is linear (no comparison with re)",
        budgets={"quick": 5, "full": 10},
        holds_if=[exact("verses found differently", "automaton", equals=0), exact("verses found differently", "re2", equals=0),
                  exact("derivations counted wrong", "automaton", equals=0),
@@ -167,8 +167,8 @@ def exponential_arms(length: int) -> dict[str, Callable[[], Any]]:
 def text(run: Run, seed: int) -> None:
     """All 31,102 verses of the World English Bible against five patterns that a reader of it might look for; every verse's answer is
     compared with Python's re. Times are of the same job, the number of verses with a match, as a user would write it with re and re2 (one
-    call a verse) and with ours (all verses in one block of bytes), each compiled beforehand. Derivations of the ambiguous `\\S*e\\S*` are
-    counted on 300 words drawn by the seed, which must be their number of e's. Last, the pattern `(a*)*b` on a^20, where re is exponential."""
+    call a verse) and with ours (all verses in one block of bytes), compiled beforehand. Derivations of the ambiguous `\\S*e\\S*` are
+    counted on 300 words drawn by the seed, which must be their number of e's. Last, `(a*)*b` on a^20, where re is exponential."""
     import re
 
     import numpy as np

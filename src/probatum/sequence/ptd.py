@@ -140,7 +140,7 @@ def _descend(a: Tensor, scale: float, gamma: float, steps: int, generator: torch
     start = torch.randn(n, n, dtype=torch.float64, generator=generator)
     perturbation = (start * (0.01 * scale / float(torch.linalg.matrix_norm(start, 2)))).requires_grad_()
     adam = torch.optim.Adam([perturbation], lr=1e-3 * scale)
-    best, kept = math.inf, perturbation.detach().clone()
+    best, kept = math.inf, perturbation.detach().clone()  # the start, until something stable is found
     for _ in range(steps):
         values, vectors = torch.linalg.eig(a + perturbation)
         vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
@@ -148,8 +148,8 @@ def _descend(a: Tensor, scale: float, gamma: float, steps: int, generator: torch
         condition = torch.log(spread[0] / spread[-1])
         hinge = torch.relu(values.real.max() + 0.01)
         loss = condition + gamma * torch.linalg.matrix_norm(perturbation, 2) / scale + 10 * hinge
-        if float(loss) < best and float(hinge) == 0:
-            best, kept = float(loss), perturbation.detach().clone()
+        if float(loss.detach()) < best and float(hinge.detach()) == 0:
+            best, kept = float(loss.detach()), perturbation.detach().clone()
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -62,7 +62,10 @@ class Noise:
 
     def key(self, step: int, query: int, tensor: int) -> int:
         """The 64-bit hash of an address."""
-        return mix(mix(mix(mix(self.seed) ^ step) ^ (query + 1)) ^ tensor)
+        return mix(self._direction(step, query) ^ tensor)
+
+    def _direction(self, step: int, query: int) -> int:
+        return mix(mix(mix(self.seed) ^ step) ^ (query + 1))
 
     def block(self, step: int, query: int, tensor: int, block: int, n: int) -> Tensor:
         """The first n values (float32, CPU) of one block of 16,384."""
@@ -88,6 +91,22 @@ class Noise:
             line.normal_(generator=generator.manual_seed(mix(key ^ row) & LOW))
         return out[:, :width]
 
+    def fill(self, parts: Sequence[tuple[Tensor, int, int]], step: int, query: int) -> None:
+        """Draw blocks straight into memory: (view, tensor, block) with views whose length is a multiple of 16, on the CPU."""
+        direction, keys = self._direction(step, query), dict[int, int]()
+        for _, tensor, _ in parts:
+            if tensor not in keys:
+                keys[tensor] = mix(direction ^ tensor)
+        count = min(self.threads or torch.get_num_threads(), len(parts) // 4)
+        if count <= 1:
+            self._worker(0).fill(parts, keys)
+            return
+        workers = [self._worker(number) for number in range(count)]
+        waiting = [_pool(count - 1).submit(workers[number].fill, parts[number::count], keys) for number in range(1, count)]
+        workers[0].fill(parts[::count], keys)
+        for future in waiting:
+            future.result()
+
     def walk(
         self,
         tensors: Sequence[Tensor],
@@ -102,10 +121,10 @@ class Noise:
         Threads share the blocks; a buffer is only valid during its call, and `apply` may change it. With `scales` (Rademacher only) z
         comes multiplied by the scale of its tensor.
         """
-        jobs = []
+        jobs, direction = [], self._direction(step, query)
         for i, tensor in enumerate(tensors):
             flat = tensor.detach().view(-1)
-            key = self.key(step, query, ids[i])
+            key = mix(direction ^ ids[i])
             scale = 1.0 if scales is None else scales[i]
             jobs += [(i, flat, key, at, scale) for at in range(0, flat.numel(), SPAN)]
         count = min(self.threads or torch.get_num_threads(), len(jobs))
@@ -150,9 +169,19 @@ class _Worker:
 
     def block(self, key: int, block: int, n: int) -> Tensor:
         if self.kind == "rademacher":
-            return _signs(_hash(torch.arange(block * BLOCK // 32, block * BLOCK // 32 - (-n // 32)), key))[:n]
+            words = _hash_words(np.arange(block * BLOCK // 32, block * BLOCK // 32 - (-n // 32), dtype=np.uint32), key)
+            return _patterns()[torch.from_numpy(words.view(np.uint8).astype(np.int32))].view(-1)[:n]
         generator, buffer = self.own(torch.device("cpu"))
         return _normal(buffer, n, generator, key, block)
+
+    def fill(self, parts: Sequence[tuple[Tensor, int, int]], keys: dict[int, int]) -> None:
+        if self.kind == "rademacher":
+            for view, tensor, block in parts:
+                view.copy_(self.block(keys[tensor], block, len(view)))
+            return
+        generator, _ = self.own(torch.device("cpu"))
+        for view, tensor, block in parts:
+            view.normal_(generator=generator.manual_seed(mix(keys[tensor] ^ block) & LOW))
 
     def run(self, i: int, flat: Tensor, key: int, at: int, scale: float, apply: Callable[[int, Tensor, Tensor], object]) -> None:
         """One span of one tensor."""

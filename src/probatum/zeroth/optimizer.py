@@ -119,6 +119,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skipped = self._flat = self._flat_ever = 0
         self._calm: float | None = None
         self._told: set[str] = set()
+        self._made = False
 
     @property
     def exact(self) -> str:
@@ -163,6 +164,9 @@ class ZerothOrder(torch.optim.Optimizer):
         Returns:
             The mean of the losses at the perturbed weights, a 0-d float64 tensor. A loss that is not finite skips the step.
         """
+        if closure is None and self._made:  # a trainer that made the step within its own and now calls step() as it always does
+            self._made = False
+            return torch.tensor(math.nan, dtype=torch.float64)
         if closure is None:
             raise ProbatumError(
                 "step() needs a closure that computes the loss. GradScaler, gradient accumulation and Hugging Face's Trainer call it "
@@ -184,7 +188,7 @@ class ZerothOrder(torch.optim.Optimizer):
         apply_updates([weights] * len(queries), step, log.head, slopes, rates, rows, standing=weights.offset)
         log.add(slopes, rates, rows)
         self._watch(slopes, rates, step)
-        return torch.tensor(sum(pair.mean for pair in found) / len(found), dtype=torch.float64)
+        return torch.scalar_tensor(sum(pair.mean for pair in found) / len(found), dtype=torch.float64)
 
     @torch.no_grad()
     def lr_hint(self, closure: Callable[[], Any], pairs: int = 16) -> LearningRate:

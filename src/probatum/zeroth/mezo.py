@@ -15,6 +15,7 @@ True
 200
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,7 +91,9 @@ def prepare(
         from peft import LoraConfig, get_peft_model
 
         try:
-            model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft's, about a name in transformers
+                model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0))
         except ValueError as error:
             raise ProbatumError(f"peft cannot put LoRA into {type(model).__name__}: {error}") from error
         setting["model"] = model

@@ -335,7 +335,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 "flat", f"both losses were equal in {QUIET} steps in a row, so nothing moved: eps={self.eps:g} is too small to change "
                 "the loss (or the closure does not use the tuned weights)"
             )  # fmt: skip
-        if step == QUIET and any(slopes):
+        if step == QUIET and any(slopes) and all(rates):
             size = math.sqrt(self._mean_square / self._weight)
             lost = self._weights.lost([rates[g] * size for g in self._groups])
             if lost > (0.05 if self.exact == "lattice" else 0.5):

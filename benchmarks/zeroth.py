@@ -77,9 +77,13 @@ def main(rounds: int) -> None:
     torch.set_num_threads(THREADS)
     print(f"torch {torch.__version__}, transformers {version('transformers')}, {THREADS} threads, {rounds} rounds")
     try:
-        print(f"package mezo {version('mezo')} is here: it wants an older transformers, run it in an environment of its own")
+        print(
+            f"package mezo {version('mezo')} is here: it wants an older transformers, run it in an environment of its own"
+        )
     except PackageNotFoundError:
-        print("skipped: the package `mezo` (PyPI) is not installed; it wants an older transformers and its own environment")
+        print(
+            "skipped: the package `mezo` (PyPI) is not installed; it wants an older transformers and its own environment"
+        )
     steps = arms()
     for step in steps.values():
         step()
@@ -93,7 +97,9 @@ def main(rounds: int) -> None:
             wall[name].append(time.perf_counter() - begun)
             work[name].append(time.process_time() - busy)
     base = "two forwards"
-    print(f"\n{'step':34}{'ms':>8}{'x two forwards':>16}{'quartiles':>16}{'CPU time':>10}{'quartiles':>16}{'target':>8}")
+    print(
+        f"\n{'step':34}{'ms':>8}{'x two forwards':>16}{'quartiles':>16}{'CPU time':>10}{'quartiles':>16}{'target':>8}"
+    )
     for name in steps:
         cells = []
         for taken in (wall, work):

@@ -56,7 +56,9 @@ def test_splits_share_no_image_and_change_with_the_seed():
 def test_only_the_task_is_turned():
     upright, task = shifted_digits(0.0, 2, 4), shifted_digits(75.0, 2, 4)
     assert np.array_equal(upright.source_x, task.source_x) and np.array_equal(upright.test_y, task.test_y)
-    np.testing.assert_allclose(turned(upright.test_x.reshape(-1, 14, 14), 75.0).reshape(-1, 196), task.test_x, atol=1e-6)
+    np.testing.assert_allclose(
+        turned(upright.test_x.reshape(-1, 14, 14), 75.0).reshape(-1, 196), task.test_x, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("k", [0, 101, 2.0, True])

@@ -70,7 +70,10 @@ def test_a_folder_of_ones_own_opens(tmp_path, encoder):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (["config.json", "pytorch_model.bin"], r"holds its weights as a pickle \(pytorch_model\.bin\), which can run code"),
+        (
+            ["config.json", "pytorch_model.bin"],
+            r"holds its weights as a pickle \(pytorch_model\.bin\), which can run code",
+        ),
         (["config.json"], r"has no \*\.safetensors"),
         (["model.safetensors"], r"has no config\.json"),
         (["config.json", "model.safetensors"], "cannot be opened as a model"),

@@ -20,7 +20,7 @@ def test_confidence_is_a_floor():
     assert 0 < len(sentiments(0.9)) < len(sentiments())
 
 
-GOOD = "id,text,label\n1,\"good, very\",yes\n2,bad,no\n2,bad,no\n"
+GOOD = 'id,text,label\n1,"good, very",yes\n2,bad,no\n2,bad,no\n'
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,11 @@ def test_other_column_names_and_numbers_as_labels(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.csv", "texts,label\nx,y\n", r"a\.csv has no column 'text', its columns are texts, label; did you mean texts\?"),
+        (
+            "a.csv",
+            "texts,label\nx,y\n",
+            r"a\.csv has no column 'text', its columns are texts, label; did you mean texts\?",
+        ),
         ("a.csv", "text,label\nx,a\n  ,b\n", r"a\.csv, line 3: the text is empty"),
         ("a.csv", "text,label\nx,a\ny,\n", r"a\.csv, line 3: the label is empty"),
         ("a.csv", "text,label\nx\n", r"a\.csv, line 2: the label is empty"),

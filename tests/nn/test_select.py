@@ -41,7 +41,9 @@ def test_frozen_parameters_are_left_out():
 
 
 def test_a_pattern_without_a_match_is_told_the_nearest():
-    with pytest.raises(ProbatumError, match=r"include='tial\.weight' matches none of the 5 parameters; did you mean tail\.weight"):
+    with pytest.raises(
+        ProbatumError, match=r"include='tial\.weight' matches none of the 5 parameters; did you mean tail\.weight"
+    ):
         select(net(), ["tial.weight"])
 
 

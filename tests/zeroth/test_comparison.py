@@ -23,9 +23,16 @@ def own(tmp_path_factory):
     words = ["[PAD]", "[UNK]", "red", "green", "blue", "thing", "number", *map(str, range(60))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder / "model")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        folder / "model"
+    )
     config = BertConfig(
-        vocab_size=len(words), hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, max_position_embeddings=64
+        vocab_size=len(words),
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=64,
     )
     BertModel(config).save_pretrained(folder / "model")
     with open(folder / "data.csv", "w", newline="", encoding="utf-8") as file:
@@ -81,4 +88,6 @@ def test_budgets_count_a_backward_as_two(own, monkeypatch):
     for arm, forwards, graded in (("adamw, all weights", 2, 2), ("mezo, all weights", 6, 0)):
         calls.clear()
         measured(own, arm)
-        assert sum(calls) == graded and len(calls) == forwards + 2, "the last two are the 18 test texts in batches of 16"
+        assert sum(calls) == graded and len(calls) == forwards + 2, (
+            "the last two are the 18 test texts in batches of 16"
+        )

@@ -74,7 +74,9 @@ def test_another_model_is_refused_and_the_tensor_named():
     with torch.no_grad():
         other[2].weight[1, 1] += 1e-6
     untouched = copy.deepcopy(other)
-    with pytest.raises(ProbatumError, match=r"starts from other weights than this model has: the values of 2\.weight differ"):
+    with pytest.raises(
+        ProbatumError, match=r"starts from other weights than this model has: the values of 2\.weight differ"
+    ):
         replay(other, log)
     assert same(other, untouched)
     with pytest.raises(ProbatumError, match=r"the log is of another model: this one has no 0\.bias"):
@@ -105,7 +107,7 @@ def test_sign_noise_replays_whatever_the_device():
 
 
 def test_files_that_are_no_log(tmp_path):
-    model, start, log = trained()
+    _, start, log = trained()
     path = tmp_path / "run.safetensors"
     with pytest.raises(ProbatumError, match="no such log"):
         Log.load(path)

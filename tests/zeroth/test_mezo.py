@@ -126,7 +126,9 @@ def test_two_equal_directions_are_one():
     for _ in range(5):
         optimizer.step(closure_two)
     for p, q, start in zip(one.parameters(), two.parameters(), small()[0].parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=2e-5)  # float32 losses over 2 eps: the slopes differ in their last digits
+        torch.testing.assert_close(
+            p, q, rtol=0, atol=2e-5
+        )  # float32 losses over 2 eps: the slopes differ in their last digits
         assert (p - start).abs().max() > 1e-3
 
 
@@ -204,7 +206,10 @@ def test_a_slope_is_cut_at_twice_the_running_rms():
 
 def test_groups_have_their_own_rates_and_schedules_are_followed():
     model, closure = small()
-    groups = [{"params": list(model[0].named_parameters("0"))}, {"params": list(model[2].named_parameters("2")), "lr": 1e-30}]
+    groups = [
+        {"params": list(model[0].named_parameters("0"))},
+        {"params": list(model[2].named_parameters("2")), "lr": 1e-30},
+    ]
     start = copy.deepcopy(model)
     optimizer = MeZO(groups, lr=1e-2, exact="off", seed=3)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
@@ -227,7 +232,9 @@ def test_the_hint_is_one_over_the_trace_and_leaves_theta_alone():
     hint = optimizer.lr_hint(lambda: 0.5 * point.theta @ A @ point.theta, pairs=400)
     assert abs(hint.trace - 6.0) < 4 * hint.standard_error and hint.lr == 1 / hint.trace
     assert hint.gradient**2 == pytest.approx((A @ point.theta).square().sum().item(), rel=0.4)
-    torch.testing.assert_close(point.theta.detach(), torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        point.theta.detach(), torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64), rtol=0, atol=1e-12
+    )
     assert optimizer.steps == 0
 
 
@@ -248,8 +255,10 @@ def test_gain_prefers_the_coordinates_that_carry_the_gradient():
 
         return Masked(point.named_parameters(), lr=1e-2, eps=1e-2, exact="off")
 
-    closure = lambda: (point.theta[:2].sum() * 3 + 0.5 * point.theta.square() @ scale)  # noqa: E731
-    found = gain({"first": masked([True, True, False, False]), "last": masked([False, False, True, True])}, closure, pairs=200)
+    closure = lambda: point.theta[:2].sum() * 3 + 0.5 * point.theta.square() @ scale  # noqa: E731
+    found = gain(
+        {"first": masked([True, True, False, False]), "last": masked([False, False, True, True])}, closure, pairs=200
+    )
     for name, g, trace in (("first", 2 * 3.5**2, 2), ("last", 2 * 4.5**2, 18)):
         assert abs(found[name].value - g / (2 * trace)) < 4 * found[name].standard_error
     assert found["first"].value > found["last"].value
@@ -263,7 +272,12 @@ def tiny_bert():
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20, max_position_embeddings=16
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        max_position_embeddings=16,
     )
     model = BertForSequenceClassification(config).eval()
     ids = torch.randint(50, (5, 7))
@@ -463,7 +477,9 @@ def test_rows_are_perturbed_by_their_own_z():
     start, seen = model["embed"].weight.detach().clone(), []
     optimizer = MeZO(model.named_parameters(), lr=1e-2, rows="used", model=model, exact="off")
     optimizer.step(lambda: seen.append(model["embed"].weight[[4, 7, 8]].detach().clone()) or model["embed"](ids).sum())
-    optimizer.step(lambda: model["embed"](ids).sum() + (seen.append(model["embed"].weight[[4, 7, 8]].detach().clone()) or 0))
+    optimizer.step(
+        lambda: model["embed"](ids).sum() + (seen.append(model["embed"].weight[[4, 7, 8]].detach().clone()) or 0)
+    )
     z = optimizer.noise.rows(1, 0, 0, torch.tensor([4, 7]), 6)
     torch.testing.assert_close(seen[2][:2] - seen[3][:2], 2e-3 * z, rtol=1e-3, atol=1e-6)
     assert torch.equal(seen[2][2], start[8])
@@ -518,7 +534,9 @@ def test_bad_parameters():
     packed.requires_grad = False
     from probatum.zeroth.optimizer import _check_tensors
 
-    with pytest.raises(ProbatumError, match=r"q is torch\.int8: integer and quantised weights cannot be perturbed; see senszoq"):
+    with pytest.raises(
+        ProbatumError, match=r"q is torch\.int8: integer and quantised weights cannot be perturbed; see senszoq"
+    ):
         _check_tensors(["q"], [packed])
     with pytest.raises(ProbatumError, match="meta device"):
         MeZO(copy.deepcopy(model).to("meta").named_parameters(), lr=1e-2)
@@ -623,7 +641,7 @@ def test_the_state_of_another_run_is_refused():
 
 
 def test_merging_takes_the_mean_of_two_workers():
-    model, closure = small()
+    model = small()[0]
     logs = []
     for seed in (1, 2):
         worker, loss = small()
@@ -645,3 +663,18 @@ def test_merging_takes_the_mean_of_two_workers():
     assert isinstance(merged, Log)
     with pytest.raises(ProbatumError, match="same seed"):
         merge(logs[0], logs[0])
+
+
+def test_a_group_cannot_come_later_and_the_compiler_is_not_loaded():
+    import subprocess
+    import sys
+
+    model, _ = small()
+    with pytest.raises(ProbatumError, match="a group cannot be added to a zeroth-order optimizer"):
+        MeZO(model.named_parameters(), lr=1e-2).add_param_group({"params": []})
+    code = (
+        "import sys, torch; from probatum.zeroth import MeZO; net = torch.nn.Linear(2, 2)\n"
+        "MeZO(net.named_parameters(), lr=1e-2).step(lambda: net(torch.ones(1, 2)).sum())\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

@@ -28,7 +28,9 @@ def test_a_gaussian_block_is_normal_of_a_fresh_generator_with_the_blocks_seed():
     seed = mix(noise.key(4, 1, 2) ^ 3) & 0xFFFFFFFF
     want = torch.empty(BLOCK).normal_(generator=torch.Generator().manual_seed(seed))
     assert torch.equal(noise.block(4, 1, 2, 3, BLOCK), want)
-    assert torch.equal(noise.block(4, 1, 2, 3, 37), torch.empty(48).normal_(generator=torch.Generator().manual_seed(seed))[:37])
+    assert torch.equal(
+        noise.block(4, 1, 2, 3, 37), torch.empty(48).normal_(generator=torch.Generator().manual_seed(seed))[:37]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,8 +60,18 @@ def test_filling_memory_gives_the_same_bits_as_walking(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_of_the_address_matters_and_seeds_beyond_32_bits_do(kind):
     one = torch.Generator().manual_seed(5)
-    assert torch.equal(torch.randn(4, generator=one), torch.randn(4, generator=torch.Generator().manual_seed(5 + 2**32)))  # torch's trap
-    addresses = [(5, 0, 0, 0), (5 + 2**32, 0, 0, 0), (5, 1, 0, 0), (5, 0, 1, 0), (5, 0, 0, 1), (5, 2**33, 0, 0), (0, 5, 0, 0)]
+    assert torch.equal(
+        torch.randn(4, generator=one), torch.randn(4, generator=torch.Generator().manual_seed(5 + 2**32))
+    )  # torch's trap
+    addresses = [
+        (5, 0, 0, 0),
+        (5 + 2**32, 0, 0, 0),
+        (5, 1, 0, 0),
+        (5, 0, 1, 0),
+        (5, 0, 0, 1),
+        (5, 2**33, 0, 0),
+        (0, 5, 0, 0),
+    ]
     found = [Noise(seed, kind).values(step, query, tensor, 64) for seed, step, query, tensor in addresses]
     assert len({tuple(z.tolist()) for z in found}) == len(addresses)
 
@@ -76,7 +88,9 @@ def test_moments_and_independence_of_neighbouring_addresses(kind):
     n = 200_000
     z, other = Noise(2, kind).values(0, 0, 0, n), Noise(2, kind).values(1, 0, 0, n)
     error = n**-0.5
-    assert abs(z.mean()) < 4 * error and abs((z * other).mean()) < 4 * error and abs((z[1:] * z[:-1]).mean()) < 4 * error
+    assert (
+        abs(z.mean()) < 4 * error and abs((z * other).mean()) < 4 * error and abs((z[1:] * z[:-1]).mean()) < 4 * error
+    )
     assert abs((z**2).mean() - 1) < 4 * error * 2**0.5
     assert abs((z**4).mean() - (3 if kind == "gaussian" else 1)) < 4 * error * 96**0.5
     lags = torch.stack([(z[k:] * z[:-k]).mean() for k in (2, 8, 31, 32, 64, 512)])

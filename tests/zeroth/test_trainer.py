@@ -8,7 +8,9 @@ import torch
 from probatum import ProbatumError
 from probatum.zeroth import MeZOTrainer, error_rate, replay
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning", "ignore::DeprecationWarning"
+)
 
 
 class Rows(torch.utils.data.Dataset):
@@ -28,7 +30,14 @@ def model():
 
     torch.manual_seed(0)
     return BertForSequenceClassification(
-        BertConfig(vocab_size=50, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, max_position_embeddings=8)
+        BertConfig(
+            vocab_size=50,
+            hidden_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=12,
+            max_position_embeddings=8,
+        )
     )
 
 

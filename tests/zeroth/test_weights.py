@@ -70,7 +70,9 @@ def test_snapping_moves_a_weight_by_half_a_step_at_most():
     before, weights = tensors(), made()
     for old, new, step in zip(before, weights.tensors, weights.steps, strict=True):
         assert (old - new).abs().max() <= step / 2
-        assert step <= 4 * 2.0**-24 * max(old.abs().max().item(), 64 * weights.eps) and torch.equal(new, (new / step).round() * step)
+        assert step <= 4 * 2.0**-24 * max(old.abs().max().item(), 64 * weights.eps) and torch.equal(
+            new, (new / step).round() * step
+        )
 
 
 def test_a_zero_tensor_has_a_lattice_that_holds_eps():

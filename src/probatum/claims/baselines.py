@@ -39,7 +39,9 @@ def label_head(sentences: "Tensor", scale: float = 20.0) -> "nn.Linear":
     return head
 
 
-def adamw(parameters: Sequence["Tensor"], loss: Callable[[], "Tensor"], steps: int, lr: float, weight_decay: float = 0.0) -> None:
+def adamw(
+    parameters: Sequence["Tensor"], loss: Callable[[], "Tensor"], steps: int, lr: float, weight_decay: float = 0.0
+) -> None:
     """AdamW on `loss` (drawn anew at each call), linear warm-up over a tenth and linear decay to 0."""
     import torch
 
@@ -77,9 +79,12 @@ def pretrain(x: "np.ndarray", y: "np.ndarray", generator: "torch.Generator", ste
 
     net = digit_net()
     with torch.no_grad():
-        for parameter in net.parameters():
-            fan_in = parameter.shape[1] if parameter.ndim == 2 else fan_in  # a bias follows its weight  # noqa: F821
-            parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+        for layer in net[::2]:
+            bound = 1 / math.sqrt(layer.in_features)
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            layer.bias.uniform_(-bound, bound, generator=generator)
+    if not steps:
+        return net
     inputs, labels = torch.from_numpy(x), torch.from_numpy(y)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     for _ in range(steps):

@@ -49,7 +49,9 @@ def open_model(folder: str | os.PathLike[str], kind: str = "AutoModel", **option
     if not (place / "config.json").is_file():
         raise ProbatumError(f"{place} has no config.json: it is no Hugging Face model folder")
     if not any(place.glob("*.safetensors")):
-        pickles = sorted(path.name for ending in ("bin", "pt", "pth", "pkl", "ckpt") for path in place.glob(f"*.{ending}"))
+        pickles = sorted(
+            path.name for ending in ("bin", "pt", "pth", "pkl", "ckpt") for path in place.glob(f"*.{ending}")
+        )
         if pickles:
             raise ProbatumError(
                 f"{place} holds its weights as a pickle ({pickles[0]}), which can run code when it is opened, and is refused: save "
@@ -67,7 +69,9 @@ def open_model(folder: str | os.PathLike[str], kind: str = "AutoModel", **option
     closed: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         torch.manual_seed(0)
-        model = getattr(transformers, kind).from_pretrained(str(place), use_safetensors=True, dtype=torch.float32, **closed, **options)
+        model = getattr(transformers, kind).from_pretrained(
+            str(place), use_safetensors=True, dtype=torch.float32, **closed, **options
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(place), **closed)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ProbatumError(f"{place} cannot be opened as a model: {str(error).strip().splitlines()[0]}") from error
@@ -91,8 +95,12 @@ def encode(model: "nn.Module", tokenizer: Any, texts: Sequence[str], *, length: 
     with torch.no_grad():
         for at in range(0, len(order), batch):
             some = order[at : at + batch]
-            tokens = tokenizer([texts[i] for i in some], padding=True, truncation=True, max_length=length, return_tensors="pt")
-            for i, row in zip(some, mean_pool(model(**tokens).last_hidden_state, tokens["attention_mask"]), strict=True):
+            tokens = tokenizer(
+                [texts[i] for i in some], padding=True, truncation=True, max_length=length, return_tensors="pt"
+            )
+            for i, row in zip(
+                some, mean_pool(model(**tokens).last_hidden_state, tokens["attention_mask"]), strict=True
+            ):
                 found[i] = row
     return normalize(torch.stack(found), dim=-1)
 

@@ -61,7 +61,9 @@ def read_labelled(path: str | os.PathLike[str], *, text: str = "text", label: st
     path = Path(path)
     readers = {".csv": _table, ".tsv": _table, ".jsonl": _json_lines}
     if path.suffix.lower() not in readers:
-        raise ProbatumError(f"{path.name}: labelled texts are a {', '.join(readers)} file, got {path.suffix or 'no ending'}")
+        raise ProbatumError(
+            f"{path.name}: labelled texts are a {', '.join(readers)} file, got {path.suffix or 'no ending'}"
+        )
     if not path.is_file():
         raise ProbatumError(f"{path}: no such file")
     found: dict[str, Labelled] = {}
@@ -70,13 +72,19 @@ def read_labelled(path: str | os.PathLike[str], *, text: str = "text", label: st
             for column in (text, label):
                 if column not in row:
                     near = did_you_mean(column, map(str, row))
-                    raise ProbatumError(f"{path.name} has no column {column!r}, its columns are {', '.join(map(str, row))}; {near}".rstrip("; "))
+                    raise ProbatumError(
+                        f"{path.name} has no column {column!r}, its columns are {', '.join(map(str, row))}; {near}".rstrip(
+                            "; "
+                        )
+                    )
                 if row[column] is None or not str(row[column]).strip():
                     raise ProbatumError(f"{path.name}, line {line}: the {column} is empty")
             entry = Labelled(" ".join(str(row[text]).split()), str(row[label]).strip())
             known = found.setdefault(entry.text, entry)
             if known.label != entry.label:
-                raise ProbatumError(f"{path.name}, line {line}: this text has the label {entry.label!r} here and {known.label!r} before")
+                raise ProbatumError(
+                    f"{path.name}, line {line}: this text has the label {entry.label!r} here and {known.label!r} before"
+                )
     except UnicodeDecodeError as error:
         raise ProbatumError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except csv.Error as error:
@@ -85,7 +93,9 @@ def read_labelled(path: str | os.PathLike[str], *, text: str = "text", label: st
     if not found:
         raise ProbatumError(f"{path.name} holds no row")
     if len(classes) == 1:
-        raise ProbatumError(f"{path.name} has one class alone ({next(iter(classes))!r}): there is nothing to tell apart")
+        raise ProbatumError(
+            f"{path.name} has one class alone ({next(iter(classes))!r}): there is nothing to tell apart"
+        )
     return tuple(found.values())
 
 
@@ -94,7 +104,9 @@ def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         rows = csv.DictReader(file, dialect="excel-tab" if path.suffix.lower() == ".tsv" else "excel", strict=True)
         for row in rows:
             if None in row:
-                raise ProbatumError(f"{path.name}, line {rows.line_num}: more cells than the {len(row) - 1} columns; quote texts with commas")
+                raise ProbatumError(
+                    f"{path.name}, line {rows.line_num}: more cells than the {len(row) - 1} columns; quote texts with commas"
+                )
             yield rows.line_num, row
 
 

@@ -52,7 +52,9 @@ class Fingerprint:
                 return f"the dtype of {mine[0]} differs: {mine[2]} against {yours[2]}"
         changed = [mine[0] for mine, yours in zip(self.rows, other.rows, strict=True) if mine[3] != yours[3]]
         if changed:
-            return f"the values of {changed[0]} differ" + (f" (and of {len(changed) - 1} more tensors)" if len(changed) > 1 else "")
+            return f"the values of {changed[0]} differ" + (
+                f" (and of {len(changed) - 1} more tensors)" if len(changed) > 1 else ""
+            )
         return None
 
     def to_json(self) -> list[list[Any]]:
@@ -63,7 +65,9 @@ class Fingerprint:
         try:
             return cls(tuple((str(n), tuple(map(int, shape)), str(dtype), int(crc)) for n, shape, dtype, crc in rows))
         except (TypeError, ValueError) as error:
-            raise ProbatumError("this is no fingerprint: rows of name, shape, dtype and checksum are expected") from error
+            raise ProbatumError(
+                "this is no fingerprint: rows of name, shape, dtype and checksum are expected"
+            ) from error
 
 
 def _crc(tensor: Tensor) -> int:

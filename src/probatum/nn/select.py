@@ -31,12 +31,17 @@ def select(
         ProbatumError: a pattern of `include` that matches nothing, or a selection that is empty.
     """
     named = list(model.named_parameters() if isinstance(model, nn.Module) else model)
-    include, exclude = [include] if isinstance(include, str) else list(include), [exclude] if isinstance(exclude, str) else list(exclude)
+    include, exclude = (
+        [include] if isinstance(include, str) else list(include),
+        [exclude] if isinstance(exclude, str) else list(exclude),
+    )
     names = [name for name, _ in named]
     for pattern in include:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = did_you_mean(pattern.strip("*."), names)
-            raise ProbatumError(f"include={pattern!r} matches none of the {len(names)} parameters{'; ' + near if near else ''}")
+            raise ProbatumError(
+                f"include={pattern!r} matches none of the {len(names)} parameters{'; ' + near if near else ''}"
+            )
     chosen: dict[tuple, tuple[str, Tensor]] = {}
     for name, tensor in named:
         wanted = any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)

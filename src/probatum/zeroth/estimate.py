@@ -40,7 +40,9 @@ def loss_value(loss: Any) -> float:
     """
     if isinstance(loss, Tensor):
         if loss.numel() != 1:
-            raise ProbatumError(f"the closure must return one number, got a tensor of shape {list(loss.shape)}: take its mean")
+            raise ProbatumError(
+                f"the closure must return one number, got a tensor of shape {list(loss.shape)}: take its mean"
+            )
         if loss.requires_grad:
             raise ProbatumError(
                 "the closure returned a loss with a graph, so it was computed outside of step(): the forward pass must run inside "
@@ -55,7 +57,9 @@ def loss_value(loss: Any) -> float:
         raise ProbatumError(f"the closure must return one number, got {type(loss).__name__}") from None
 
 
-def spsa_pair(closure: Callable[[], Any], weights: Weights, scratch: Scratch | None = None, devices: Iterable[torch.device] = ()) -> Pair:
+def spsa_pair(
+    closure: Callable[[], Any], weights: Weights, scratch: Scratch | None = None, devices: Iterable[torch.device] = ()
+) -> Pair:
     """Call the closure at theta + eps z and theta - eps z, for the direction that `weights.begin` chose.
 
     Both calls see the same state of torch's generators (dropout then cancels); afterwards they stand where one call leaves them. In

@@ -74,7 +74,9 @@ class Log:
         if head["tables"]:
             parts = arrays["rows"].long().split(arrays["counts"].tolist())
             width = len(head["tables"])
-            log.rows = [dict(zip(head["tables"], parts[at : at + width], strict=True)) for at in range(0, len(parts), width)]
+            log.rows = [
+                dict(zip(head["tables"], parts[at : at + width], strict=True)) for at in range(0, len(parts), width)
+            ]
         return log
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -104,7 +106,9 @@ class Log:
         except FileNotFoundError:
             raise ProbatumError(f"no such log: {path}") from None
         except (SafetensorError, OSError) as error:
-            raise ProbatumError(f"{path} cannot be read as a log (truncated, or no safetensors file): {error}") from error
+            raise ProbatumError(
+                f"{path} cannot be read as a log (truncated, or no safetensors file): {error}"
+            ) from error
         if text is None:
             raise ProbatumError(f"{path} is a safetensors file, but no log of a zeroth-order run")
         head = json.loads(text)
@@ -165,7 +169,9 @@ def apply_updates(
             weights[0].decay([decay * rates[g] for decay, g in zip(head["weight_decay"], head["groups"], strict=True)])
 
 
-def replay(model: nn.Module | Iterable[tuple[str, Tensor]], log: Log | str | os.PathLike[str], *, steps: int | None = None) -> None:
+def replay(
+    model: nn.Module | Iterable[tuple[str, Tensor]], log: Log | str | os.PathLike[str], *, steps: int | None = None
+) -> None:
     """Bring a model from the weights a run started with to those it ended with.
 
     With exact="lattice" or "scratch" each step is one pass (the update); with "off" the pair of perturbations is repeated as well, since
@@ -184,7 +190,9 @@ def replay(model: nn.Module | Iterable[tuple[str, Tensor]], log: Log | str | os.
     if not 0 <= wanted <= len(log):
         raise ProbatumError(f"steps must be from 0 to {len(log)}, what the log has, got {steps}")
     if head["block"] != BLOCK:
-        raise ProbatumError(f"the log was drawn in blocks of {head['block']}, this version draws {BLOCK}: its noise cannot be repeated")
+        raise ProbatumError(
+            f"the log was drawn in blocks of {head['block']}, this version draws {BLOCK}: its noise cannot be repeated"
+        )
     here = dict(model.named_parameters() if isinstance(model, nn.Module) else model)
     fingerprint = log.fingerprint
     missing = [row[0] for row in fingerprint.rows if row[0] not in here]
@@ -196,7 +204,9 @@ def replay(model: nn.Module | Iterable[tuple[str, Tensor]], log: Log | str | os.
         raise ProbatumError(f"the log starts from other weights than this model has: {different}")
     device = named[0][1].device.type
     if head["noise"] == "gaussian" and device != head["device"]:
-        raise ProbatumError(f"Gaussian noise drawn on {head['device']} cannot be repeated on {device}: replay there, or use sign noise")
+        raise ProbatumError(
+            f"Gaussian noise drawn on {head['device']} cannot be repeated on {device}: replay there, or use sign noise"
+        )
     with torch.no_grad():
         _replay(named, log, wanted)
 
@@ -226,7 +236,9 @@ def _replay(named: list[tuple[str, Tensor]], log: Log, wanted: int) -> None:
                 weights[d].move(-2)
                 if count > 1:
                     weights[d].move(1)
-            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows, standing=-1 if count == 1 else 0)
+            apply_updates(
+                weights, step, head, log.slopes[step], log.rates[step], rows, standing=-1 if count == 1 else 0
+            )
         else:
             apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows)
 
@@ -245,9 +257,15 @@ def merge(a: Log, b: Log) -> Log:
     if different:
         raise ProbatumError(f"logs that are merged must start from the same weights: {different}")
     if len(a) != len(b) or a.rates != b.rates:
-        raise ProbatumError(f"logs that are merged must have the same steps and learning rates: {len(a)} and {len(b)} steps")
-    if set(zip(a.head["seeds"], a.head["queries"], strict=True)) & set(zip(b.head["seeds"], b.head["queries"], strict=True)):
-        raise ProbatumError("both logs have the same seed: their directions are the same and the mean is no second opinion")
+        raise ProbatumError(
+            f"logs that are merged must have the same steps and learning rates: {len(a)} and {len(b)} steps"
+        )
+    if set(zip(a.head["seeds"], a.head["queries"], strict=True)) & set(
+        zip(b.head["seeds"], b.head["queries"], strict=True)
+    ):
+        raise ProbatumError(
+            "both logs have the same seed: their directions are the same and the mean is no second opinion"
+        )
     head = {**a.head, "seeds": a.head["seeds"] + b.head["seeds"], "queries": a.head["queries"] + b.head["queries"]}
     merged = Log(head, [x + y for x, y in zip(a.slopes, b.slopes, strict=True)], [list(rate) for rate in a.rates])
     if head["tables"]:

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from probatum.errors import ProbatumError
@@ -136,5 +135,3 @@ def __getattr__(name: str) -> Any:
 
         return MeZOTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-

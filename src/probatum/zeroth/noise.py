@@ -102,7 +102,9 @@ class Noise:
             self._worker(0).fill(parts, keys)
             return
         workers = [self._worker(number) for number in range(count)]
-        waiting = [_pool(count - 1).submit(workers[number].fill, parts[number::count], keys) for number in range(1, count)]
+        waiting = [
+            _pool(count - 1).submit(workers[number].fill, parts[number::count], keys) for number in range(1, count)
+        ]
         workers[0].fill(parts[::count], keys)
         for future in waiting:
             future.result()
@@ -135,7 +137,9 @@ class Noise:
         shares = _shares(jobs, count)
         for number in range(count):
             self._worker(number)
-        waiting = [_pool(count - 1).submit(self._run, number, share, apply) for number, share in enumerate(shares) if number]
+        waiting = [
+            _pool(count - 1).submit(self._run, number, share, apply) for number, share in enumerate(shares) if number
+        ]
         self._run(0, shares[0], apply)
         for future in waiting:
             future.result()
@@ -183,7 +187,9 @@ class _Worker:
         for view, tensor, block in parts:
             view.normal_(generator=generator.manual_seed(mix(keys[tensor] ^ block) & LOW))
 
-    def run(self, i: int, flat: Tensor, key: int, at: int, scale: float, apply: Callable[[int, Tensor, Tensor], object]) -> None:
+    def run(
+        self, i: int, flat: Tensor, key: int, at: int, scale: float, apply: Callable[[int, Tensor, Tensor], object]
+    ) -> None:
         """One span of one tensor."""
         end = min(at + SPAN, flat.numel())
         if self.kind == "rademacher" and flat.device.type == "cpu":
@@ -191,13 +197,17 @@ class _Worker:
             return
         generator, buffer = self.own(flat.device)
         size = len(buffer)
-        for block in range(-(-at // size), -(-end // size)):  # a device block may be longer than a span: the span it starts in has it
+        for block in range(
+            -(-at // size), -(-end // size)
+        ):  # a device block may be longer than a span: the span it starts in has it
             begin = block * size
             n = min(size, flat.numel() - begin)
             if self.kind == "gaussian":
                 z = _normal(buffer, n, generator, key, block)
             else:
-                z = _signs(_hash(torch.arange(begin // 32, begin // 32 - (-n // 32), device=flat.device), key))[:n].mul_(scale)
+                z = _signs(_hash(torch.arange(begin // 32, begin // 32 - (-n // 32), device=flat.device), key))[
+                    :n
+                ].mul_(scale)
             apply(i, flat[begin : begin + n], z)
 
     def _span_of_signs(self, i: int, flat: Tensor, key: int, at: int, end: int, scale: float, apply: Callable) -> None:

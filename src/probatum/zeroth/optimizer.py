@@ -90,14 +90,20 @@ class ZerothOrder(torch.optim.Optimizer):
         if not (isinstance(weight_decay, (int, float)) and 0 <= weight_decay < math.inf):
             raise ProbatumError(f"weight_decay must be 0 or more, got {weight_decay!r}")
         if rows not in ("all", "used") or (rows == "used" and model is None):
-            raise ProbatumError(f"rows must be 'all', or 'used' with model=, got {rows!r}{'' if model else ' without model='}")
+            raise ProbatumError(
+                f"rows must be 'all', or 'used' with model=, got {rows!r}{'' if model else ' without model='}"
+            )
         if exact is not None and exact not in EXACT:
             raise ProbatumError(f"exact must be one of {', '.join(EXACT)}, got {exact!r}")
         self.noise = Noise(seed, noise, threads=threads)
         self.eps, self.n, self.clip, self.model = float(eps), n, clip, model
         groups = _named_groups(params, include, () if rows == "used" else exclude)
         super().__init__(groups, {"lr": float(lr), "weight_decay": float(weight_decay)})
-        pairs = [(name, p, g) for g, group in enumerate(self.param_groups) for name, p in zip(group["param_names"], group["params"], strict=True)]
+        pairs = [
+            (name, p, g)
+            for g, group in enumerate(self.param_groups)
+            for name, p in zip(group["param_names"], group["params"], strict=True)
+        ]
         pairs.sort(key=lambda pair: pair[0])
         self._names, self._tensors, self._groups = [p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs]
         _check_tensors(self._names, self._tensors)
@@ -108,7 +114,9 @@ class ZerothOrder(torch.optim.Optimizer):
             assert model is not None
             if exact == "scratch":
                 raise ProbatumError("rows='used' moves rows in place and exact='scratch' never does: take one of them")
-            lookups = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+            lookups = {
+                id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+            }
             tables = {i: p for i, p in enumerate(self._tensors) if id(p) in lookups}
         self._weights = Weights(
             self._names, self._tensors, self.noise, self.eps, exact, rows=UsedRows(model, tables) if tables else None
@@ -120,6 +128,16 @@ class ZerothOrder(torch.optim.Optimizer):
         self._calm: float | None = None
         self._told: set[str] = set()
         self._made = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, only before the first step: z is addressed by a tensor's place among all."""
+        if hasattr(self, "_weights"):
+            raise ProbatumError(
+                "a group cannot be added to a zeroth-order optimizer: make a new one over all parameters"
+            )
+        # Without its decorator, which imports torch's compiler: seconds and a hundred megabytes for nothing.
+        plain = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", torch.optim.Optimizer.add_param_group)
+        plain(self, param_group)
 
     @property
     def exact(self) -> str:
@@ -164,7 +182,9 @@ class ZerothOrder(torch.optim.Optimizer):
         Returns:
             The mean of the losses at the perturbed weights, a 0-d float64 tensor. A loss that is not finite skips the step.
         """
-        if closure is None and self._made:  # a trainer that made the step within its own and now calls step() as it always does
+        if (
+            closure is None and self._made
+        ):  # a trainer that made the step within its own and now calls step() as it always does
             self._made = False
             return torch.tensor(math.nan, dtype=torch.float64)
         if closure is None:
@@ -259,14 +279,20 @@ class ZerothOrder(torch.optim.Optimizer):
             theirs = [[row[0], list(row[1])] for row in own["head"]["tensors"]]
             ours = [[name, list(t.shape)] for name, t in zip(self._names, self._tensors, strict=True)]
             if theirs != ours:
-                raise ProbatumError(f"the state is of other tensors: {len(theirs)} from {theirs[0][0]} on, here {len(ours)} from {ours[0][0]} on")
+                raise ProbatumError(
+                    f"the state is of other tensors: {len(theirs)} from {theirs[0][0]} on, here {len(ours)} from {ours[0][0]} on"
+                )
             setting = {"seeds": self.noise.seed, "noise": self.noise.kind, "eps": self.eps, "exact": self.exact}
             for key, value in setting.items():
                 saved = own["head"][key][0] if key == "seeds" else own["head"][key]
                 if saved != value:
-                    raise ProbatumError(f"the state was made with {key} {saved!r}, this optimizer has {value!r}: a run keeps its own")
+                    raise ProbatumError(
+                        f"the state was made with {key} {saved!r}, this optimizer has {value!r}: a run keeps its own"
+                    )
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "zeroth"})
-        self._log = Log.of(own["head"], {k: v.cpu() for k, v in own["arrays"].items()}) if own["head"] is not None else None
+        self._log = (
+            Log.of(own["head"], {k: v.cpu() for k, v in own["arrays"].items()}) if own["head"] is not None else None
+        )
         self._mean_square, self._weight = own["clip"]
         self._flat_ever, self._flat, self._skipped = own["flat"]
         self._weights.steps, self._weights.room = map(list, own["lattice"])
@@ -285,7 +311,8 @@ class ZerothOrder(torch.optim.Optimizer):
         """At the first step: take the fingerprint, then snap."""
         self._check_modes()
         decay = [
-            self.param_groups[g]["weight_decay"] if t.ndim > 1 else 0.0 for g, t in zip(self._groups, self._tensors, strict=True)
+            self.param_groups[g]["weight_decay"] if t.ndim > 1 else 0.0
+            for g, t in zip(self._groups, self._tensors, strict=True)
         ]
         tables = list(self._weights.rows.tables) if self._weights.rows else []
         named = list(zip(self._names, self._tensors, strict=True))
@@ -324,7 +351,9 @@ class ZerothOrder(torch.optim.Optimizer):
                     f"the loss was not finite in {QUIET} steps in a row; all were skipped and the weights are those before them: "
                     "look at the data and the model's dtype"
                 )
-            self._tell("skip", f"step {step}: the loss is not finite, the step is skipped and the weights are as before it")
+            self._tell(
+                "skip", f"step {step}: the loss is not finite, the step is skipped and the weights are as before it"
+            )
             return
         self._skipped = 0
         flat = not any(slopes)
@@ -347,7 +376,10 @@ class ZerothOrder(torch.optim.Optimizer):
         if step == 200:
             self._calm = square
         if self._calm and square > 10 * self._calm:
-            self._tell("wild", f"step {step}: the mean square of p has grown tenfold since step 200, which precedes divergence: lower lr")
+            self._tell(
+                "wild",
+                f"step {step}: the mean square of p has grown tenfold since step 200, which precedes divergence: lower lr",
+            )
 
     def _tell(self, what: str, text: str) -> None:
         if what not in self._told:
@@ -365,9 +397,13 @@ class ZerothOrder(torch.optim.Optimizer):
         return "scratch"
 
     def _check_exact(self, exact: Exact) -> None:
-        low = next(((name, t.dtype) for name, t in zip(self._names, self._tensors, strict=True) if t.dtype not in DIGITS), None)
+        low = next(
+            ((name, t.dtype) for name, t in zip(self._names, self._tensors, strict=True) if t.dtype not in DIGITS), None
+        )
         if exact == "lattice" and low:
-            raise ProbatumError(f"exact='lattice' needs float32 or float64, {low[0]} is {low[1]}: take 'scratch' with model=")
+            raise ProbatumError(
+                f"exact='lattice' needs float32 or float64, {low[0]} is {low[1]}: take 'scratch' with model="
+            )
         if exact == "scratch" and self.model is None:
             raise ProbatumError("exact='scratch' runs the model's modules on copies of their weights: give model=")
         if exact == "off" and low:
@@ -405,12 +441,18 @@ def _named_groups(params: Any, include: Sequence[str], exclude: Sequence[str]) -
     for group in groups:
         pairs = list(group["params"])
         if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
-            raise ProbatumError("params must be model.named_parameters(): names decide the order of the tensors, and so z")
+            raise ProbatumError(
+                "params must be model.named_parameters(): names decide the order of the tensors, and so z"
+            )
         for name, tensor in pairs:
             if id(tensor) in seen:
-                raise ProbatumError(f"{name} stands in two places (also as {seen[id(tensor)]}): it would be perturbed twice")
+                raise ProbatumError(
+                    f"{name} stands in two places (also as {seen[id(tensor)]}): it would be perturbed twice"
+                )
             seen[id(tensor)] = name
-    chosen = {id(tensor) for _, tensor in select([pair for group in groups for pair in group["params"]], include, exclude)}
+    chosen = {
+        id(tensor) for _, tensor in select([pair for group in groups for pair in group["params"]], include, exclude)
+    }
     kept = [{**group, "params": [pair for pair in group["params"] if id(pair[1]) in chosen]} for group in groups]
     return [group for group in kept if group["params"]]
 
@@ -418,7 +460,9 @@ def _named_groups(params: Any, include: Sequence[str], exclude: Sequence[str]) -
 def _check_tensors(names: list[str], tensors: list[Tensor]) -> None:
     for name, tensor in zip(names, tensors, strict=True):
         if not tensor.is_floating_point():
-            raise ProbatumError(f"{name} is {tensor.dtype}: integer and quantised weights cannot be perturbed; see senszoq")
+            raise ProbatumError(
+                f"{name} is {tensor.dtype}: integer and quantised weights cannot be perturbed; see senszoq"
+            )
         if tensor.is_meta:
             raise ProbatumError(f"{name} is on the meta device and holds no numbers: load the model first")
     if len({tensor.device.type for tensor in tensors}) > 1:

@@ -45,7 +45,9 @@ def add_prefix(model: nn.Module, tokens: int = 5, *, generator: torch.Generator 
     before = config._attn_implementation
     model.set_attn_implementation(NAME)
     if config._attn_implementation != NAME:
-        raise ProbatumError(f"{type(model).__name__} does not let its attention be exchanged (transformers' AttentionInterface)")
+        raise ProbatumError(
+            f"{type(model).__name__} does not let its attention be exchanged (transformers' AttentionInterface)"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (1, tokens), generator=generator)
     global _seen
@@ -67,7 +69,9 @@ def add_prefix(model: nn.Module, tokens: int = 5, *, generator: torch.Generator 
     return [module.prefix for module, _, _ in found]
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any) -> Any:
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> Any:
     """Scaled dot-product attention over prefix and keys; (B, heads, T, head size)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

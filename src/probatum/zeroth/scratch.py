@@ -33,7 +33,9 @@ class Scratch:
                 self._handles.append(module.register_forward_hook(self._leave(mine, kept), always_call=True))
         missing = [weights.names[i] for i in range(len(weights.tensors)) if i not in owned]
         if missing:
-            raise ProbatumError(f"{missing[0]} is no parameter of the model that was given: exact='scratch' works through its modules")
+            raise ProbatumError(
+                f"{missing[0]} is no parameter of the model that was given: exact='scratch' works through its modules"
+            )
 
     def _enter(self, mine: list[tuple[Tensor, int]], kept: list[list[Tensor]]) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:

@@ -55,7 +55,12 @@ class MeZOTrainer(Trainer):
             from probatum.zeroth.mezo import MeZO
 
             tuned = self.model if model is None else model
-            setting = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay, "model": tuned, **self._mezo}
+            setting = {
+                "lr": self.args.learning_rate,
+                "weight_decay": self.args.weight_decay,
+                "model": tuned,
+                **self._mezo,
+            }
             self.optimizer = MeZO(tuned.named_parameters(), **setting)
         return self.optimizer
 

@@ -27,7 +27,9 @@ __all__ = ["EXACT", "Exact", "Weights", "flat"]
 Exact = Literal["lattice", "scratch", "off"]
 EXACT = ("lattice", "scratch", "off")
 
-KEEP = 1_000_000  # up to so many values z is drawn once a step and kept: the same bits, without drawing them three times
+KEEP = (
+    1_000_000  # up to so many values z is drawn once a step and kept: the same bits, without drawing them three times
+)
 FAR = 8.0  # no value of torch's 24-bit Box-Muller lies further out than 5.8
 DIGITS = {torch.float32: 24, torch.float64: 53}
 
@@ -160,7 +162,13 @@ class Weights:
                 size = tensor.detach().norm(dtype=torch.float32).item() / math.sqrt(max(1, tensor.numel()))
                 half = torch.finfo(tensor.dtype).eps * 2.0 ** math.floor(math.log2(size)) / 2 if size > 0 else 0.0
             u = abs(updates[i])
-            share = 1.0 if u == 0 else math.erf(half / (u * math.sqrt(2))) if self.noise.kind == "gaussian" else float(u < half)
+            share = (
+                1.0
+                if u == 0
+                else math.erf(half / (u * math.sqrt(2)))
+                if self.noise.kind == "gaussian"
+                else float(u < half)
+            )
             total, lost = total + tensor.numel(), lost + share * tensor.numel()
         return lost / max(1.0, total)
 
@@ -175,7 +183,9 @@ class Weights:
         low, high = tensor.detach().aminmax()
         largest = max(abs(low.item()), abs(high.item()))
         if not math.isfinite(largest + ahead):
-            raise ProbatumError(f"{self.names[i]} has values that are not finite: the run has diverged, take a smaller lr")
+            raise ProbatumError(
+                f"{self.names[i]} has values that are not finite: the run has diverged, take a smaller lr"
+            )
         reach = max(largest + ahead, 64 * self.eps)
         step = max(2.0 ** (math.ceil(math.log2(2 * reach)) - digits), self.steps[i])
         if step != self.steps[i]:

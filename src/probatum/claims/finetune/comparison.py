@@ -75,7 +75,9 @@ def finetune(run: ComparisonRun, arm: str) -> None:
     run.record(arm, tuned=tuned)
     if arm == "zero-shot" and run.seed == 0:
         counts = f"{len(texts.train)} labelled, {len(texts.validation)} to choose on, {len(texts.test)} to test on"
-        run.note(f"Texts: {counts}, classes {', '.join(texts.classes)}. Budget of a run: {FORWARDS[run.budget]} forward passes of {BATCH}.")
+        run.note(
+            f"Texts: {counts}, classes {', '.join(texts.classes)}. Budget of a run: {FORWARDS[run.budget]} forward passes of {BATCH}."
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ def _texts(run: ComparisonRun) -> _Texts:
     else:
         least = min(of, key=lambda label: len(of[label]))
         if len(of[least]) < 10:
-            raise ProbatumError(f"--data: the class {least!r} has {len(of[least])} texts, 10 of each are needed to train, choose and test")
+            raise ProbatumError(
+                f"--data: the class {least!r} has {len(of[least])} texts, 10 of each are needed to train, choose and test"
+            )
         if len(classes) > 100:
             raise ProbatumError(f"--data: {len(classes)} classes, 100 at most: is `label` a class?")
         tested = chosen = 0  # by share of each class
@@ -144,7 +148,11 @@ class _Start:
         return encode(self.encoder, self.tokenizer, [row.text for row in rows], length=LENGTH, batch=BATCH)
 
     def batch(self, rows: "list[Labelled]") -> dict[str, Any]:
-        return dict(self.tokenizer([row.text for row in rows], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"))
+        return dict(
+            self.tokenizer(
+                [row.text for row in rows], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+            )
+        )
 
 
 def _classifier(encoder: "nn.Module", head: "nn.Module") -> "nn.Module":
@@ -182,8 +190,13 @@ def _probe(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[floa
 
     with run.timer() as timer:
         x, labels = start.features(texts.train).numpy(), [texts.classes.index(row.label) for row in texts.train]
-        v, wanted = start.features(texts.validation).numpy(), [texts.classes.index(row.label) for row in texts.validation]
-        _, probe = best_on(grid, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted))
+        v, wanted = (
+            start.features(texts.validation).numpy(),
+            [texts.classes.index(row.label) for row in texts.validation],
+        )
+        _, probe = best_on(
+            grid, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted)
+        )
     predicted = probe.predict(start.features(texts.test).numpy()).tolist()
     return _answers(texts, texts.test, predicted), x.shape[1] * len(texts.classes), timer.seconds
 
@@ -204,7 +217,11 @@ def _trained(mezo: bool, lora: bool) -> Callable[[ComparisonRun, _Start, _Texts,
             return sum(_predict(start, fit(lr)[0], texts, texts.validation))
 
         model, seconds = fit(max(grid, key=score) if len(grid) > 1 else grid[0])
-        return _predict(start, model, texts, texts.test), sum(p.numel() for p in model.parameters() if p.requires_grad), seconds
+        return (
+            _predict(start, model, texts, texts.test),
+            sum(p.numel() for p in model.parameters() if p.requires_grad),
+            seconds,
+        )
 
     return arm
 

@@ -1,7 +1,7 @@
 """Claims of MeZO (arXiv 2305.17333)."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from probatum.evidence import Run, above, as_good, claim, equal, exact, ratio, share_of_gain
 
@@ -46,16 +46,24 @@ def accuracy(run: Run, seed: int) -> None:
         data = shifted_digits(angle, k, seed)
         start = _start(run, data)
         run.record("zero-shot" + name, accuracy=_score(start, data.test_x, data.test_y))
-        for arm, fit in {"linear probe": _probe, "raw pixels": _pixels, "adam": _adam}.items():
+        arms = {"linear probe": _probe, "raw pixels": _pixels, "adam": _adam}
+        for arm, fit in list(arms.items())[: 1 if run.smoke else 3]:  # smoke: neither a second fit nor torch's compiler
             chosen, result = fit(run, start, data)
             run.record(arm + name, accuracy=result(data.test_x, data.test_y), chosen=chosen)
         net, optimizer = _mezo(run, start, data, steps=300 if run.smoke else STEPS)
-        run.record("mezo" + name, accuracy=_score(net, data.test_x, data.test_y), chosen=LR, forwards=2 * optimizer.steps)
+        run.record(
+            "mezo" + name, accuracy=_score(net, data.test_x, data.test_y), chosen=LR, forwards=2 * optimizer.steps
+        )
 
 
 @accuracy.figures
 def by_seed(run: Run) -> None:
-    _dots(run, "accuracy", ["zero-shot", "linear probe", "mezo", "raw pixels", "adam"], "Test accuracy, digits turned by 75 degrees, k = 16")
+    _dots(
+        run,
+        "accuracy",
+        ["zero-shot", "linear probe", "mezo", "raw pixels", "adam"],
+        "Test accuracy, digits turned by 75 degrees, k = 16",
+    )
 
 
 @claim(
@@ -70,22 +78,32 @@ def by_seed(run: Run) -> None:
 def objective(run: Run, seed: int) -> None:
     """The same network and digits as in `accuracy`, turned by 40 degrees, where it starts above chance; 16 labelled images a class.
 
-    The objective is the error rate of the batch (eps 1e-2, so that some answers flip; lr 3e-3, 6,000 steps of 64). It is compared with
-    the network as it is, and, after 6,000 steps on cross-entropy (lr 1e-3), with stopping there: whether it at least does no harm.
-    Settings were found on seeds 0 and 1.
+    The objective is the error rate of the batch (eps 1e-2, so that some answers flip; 6,000 steps of 64). It is compared with the network
+    as it is, and, after 6,000 steps on cross-entropy, with stopping there: whether it at least does no harm. Each of the three trainings
+    takes the better of two learning rates by 500 validation images; angle, eps and steps were found on seeds 0 and 1.
     """
     from probatum.data.digits import shifted_digits
 
     data = shifted_digits(40.0, 16, seed)
-    start, steps = _start(run, data), 200 if run.smoke else 6000
+    start, steps = _start(run, data), 100 if run.smoke else 6000
     run.record("zero-shot", accuracy=_score(start, data.test_x, data.test_y))
-    arms = {"accuracy objective": (start, 3e-3, 1e-2, True), "cross-entropy": (start, 1e-3, 1e-3, False)}
-    tuned: dict[str, Any] = {}
-    for arm, (net, lr, eps, by_accuracy) in arms.items():
-        tuned[arm], optimizer = _mezo(run, net, data, steps, lr=lr, eps=eps, by_accuracy=by_accuracy)
-        run.record(arm, accuracy=_score(tuned[arm], data.test_x, data.test_y), flat=optimizer.flat_share)
-    net, optimizer = _mezo(run, tuned["cross-entropy"], data, steps, lr=3e-3, eps=1e-2, by_accuracy=True)
-    run.record("cross-entropy, then accuracy", accuracy=_score(net, data.test_x, data.test_y), flat=optimizer.flat_share)
+
+    def tuned(
+        arm: str, net: "nn.Sequential", rates: tuple[float, ...], eps: float, by_accuracy: bool
+    ) -> "nn.Sequential":
+        from probatum.claims.baselines import best_on
+
+        lr, (best, optimizer) = best_on(
+            rates[: 1 if run.smoke else 2],
+            lambda lr: _mezo(run, net, data, steps, lr=lr, eps=eps, by_accuracy=by_accuracy),
+            lambda pair: _score(pair[0], data.validation_x, data.validation_y),
+        )
+        run.record(arm, accuracy=_score(best, data.test_x, data.test_y), flat=optimizer.flat_share, chosen=lr)
+        return best
+
+    tuned("accuracy objective", start, (1e-3, 3e-3), 1e-2, True)
+    middle = tuned("cross-entropy", start, (5e-4, 1e-3), 1e-3, False)
+    tuned("cross-entropy, then accuracy", middle, (3e-4, 1e-3), 1e-2, True)
 
 
 @objective.figures
@@ -119,7 +137,9 @@ def memory(run: Run, seed: int) -> None:
 
 @memory.figures
 def peaks(run: Run) -> None:
-    with run.figure("memory", "Peak resident memory of a training process, and of inference (dashed)", size=(6.4, 3.2)) as figure:
+    with run.figure(
+        "memory", "Peak resident memory of a training process, and of inference (dashed)", size=(6.4, 3.2)
+    ) as figure:
         axes = figure.subplots()
         arms = [arm for arm in run.table.systems if run.values(arm, "peak memory")]
         for i, arm in enumerate(arms):
@@ -170,7 +190,9 @@ def replay(run: Run, seed: int) -> None:
         size = path.stat().st_size
     run.record("trained", accuracy=_score(net, data.test_x, data.test_y))
     run.record("trained", unit="B", **{"log size": size})
-    run.record("replayed", accuracy=_score(again, data.test_x, data.test_y), **{"different weights": _different(net, again)})
+    run.record(
+        "replayed", accuracy=_score(again, data.test_x, data.test_y), **{"different weights": _different(net, again)}
+    )
     run.record("replayed", unit="s", seconds=timer.seconds)
     net, optimizer = _mezo(run, start, data, min(steps, 2000), exact="off")
     again, updates = copy.deepcopy(start), copy.deepcopy(start)
@@ -187,7 +209,7 @@ def replay(run: Run, seed: int) -> None:
 def _start(run: Run, data: "ShiftedDigits") -> "nn.Sequential":
     from probatum.claims.baselines import pretrain
 
-    return pretrain(data.source_x, data.source_y, run.generator("pretrain"), 100 if run.smoke else 1500)
+    return pretrain(data.source_x, data.source_y, run.generator("pretrain"), 0 if run.smoke else 1500)
 
 
 def _score(net: "nn.Module", x: "np.ndarray", y: "np.ndarray") -> float:
@@ -237,14 +259,14 @@ def _adam(run: Run, start: "nn.Sequential", data: "ShiftedDigits") -> Fitted:
     def fit(lr: float) -> "nn.Sequential":
         net, generator = copy.deepcopy(start), run.generator("adam")
         optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-        for _ in range(50 if run.smoke else 1000):
+        for _ in range(1000):
             rows = torch.randint(len(x), (BATCH,), generator=generator)
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
             optimizer.step()
         return net
 
-    lr, net = best_on([1e-3] if run.smoke else [3e-4, 1e-3, 3e-3], fit, lambda net: _score(net, data.validation_x, data.validation_y))
+    lr, net = best_on([3e-4, 1e-3, 3e-3], fit, lambda net: _score(net, data.validation_x, data.validation_y))
     return lr, lambda x, y: _score(net, x, y)
 
 
@@ -273,7 +295,9 @@ def _mezo(
             inputs, labels = x[rows], y[rows]
             optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
             # The network written out: at this size calling modules costs as much as their arithmetic.
-            optimizer.step(lambda x=inputs, y=labels: objective(linear(relu(linear(relu(linear(x, a, b)), c, d)), e, f), y))
+            optimizer.step(
+                lambda x=inputs, y=labels: objective(linear(relu(linear(relu(linear(x, a, b)), c, d)), e, f), y)
+            )
     return net, optimizer
 
 
@@ -390,7 +414,9 @@ def _dots(run: Run, metric: str, arms: list[str], caption: str) -> None:
         axes = figure.subplots()
         values = {arm: run.table.of(arm, metric) for arm in arms}
         for seed in run.table.seeds:
-            axes.plot(range(len(arms)), [values[arm][seed].value for arm in arms], color="#b5b5b5", linewidth=0.8, marker=".")
+            axes.plot(
+                range(len(arms)), [values[arm][seed].value for arm in arms], color="#b5b5b5", linewidth=0.8, marker="."
+            )
         means = [sum(r.value for r in values[arm].values()) / len(values[arm]) for arm in arms]
         axes.plot(range(len(arms)), means, "_", color="#0b6e4f", markersize=22, markeredgewidth=3)
         axes.set_xticks(range(len(arms)), [arm.replace(", ", ",\n") for arm in arms])

@@ -238,6 +238,18 @@ def test_the_hint_is_one_over_the_trace_and_leaves_theta_alone():
     assert optimizer.steps == 0
 
 
+def test_a_hint_before_the_first_step_does_not_change_where_the_log_starts():
+    model, closure = small()
+    start = copy.deepcopy(model)
+    optimizer = MeZO(model.named_parameters(), lr=1e-2)
+    optimizer.lr_hint(closure)
+    resumed_from = optimizer.state_dict()
+    optimizer.step(closure)
+    again = copy.deepcopy(start)
+    replay(again, optimizer.log)
+    assert same(again, model) and resumed_from["zeroth"]["head"] == optimizer.log.head
+
+
 def test_no_hint_where_there_is_no_curvature():
     point = Point([0.3, 0.1])
     with pytest.raises(ProbatumError, match=r"no hint: trace\(H\) is .* take more pairs"):

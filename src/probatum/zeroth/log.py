@@ -56,7 +56,7 @@ class Log:
     def arrays(self) -> dict[str, Tensor]:
         """The run as few tensors; rates that never change are one row."""
         slopes = torch.tensor(self.slopes, dtype=torch.float32).reshape(len(self), len(self.head["seeds"]))
-        rates = torch.tensor(self.rates, dtype=torch.float32).reshape(len(self), -1)
+        rates = torch.tensor(self.rates, dtype=torch.float32).reshape(len(self), max(self.head["groups"]) + 1)
         if len(rates) and bool((rates == rates[:1]).all()):
             rates = rates[:1].clone()
         found = {"slopes": slopes, "rates": rates}

@@ -147,7 +147,7 @@ class ZerothOrder(torch.optim.Optimizer):
     @property
     def steps(self) -> int:
         """Steps made, skipped ones included."""
-        return len(self._log) if self._log else 0
+        return 0 if self._log is None else len(self._log)
 
     @property
     def log(self) -> Log:
@@ -193,7 +193,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 "without one after backward(): leave those out, or use MeZOTrainer"
             )
         rates = self._rates()
-        log = self._log or self._begin()
+        log = self._begin() if self._log is None else self._log
         step, weights = len(log), self._weights
         found, rows = [], []
         queries = self.queries(step)
@@ -258,8 +258,8 @@ class ZerothOrder(torch.optim.Optimizer):
         found = super().state_dict()
         log = self._log
         found["zeroth"] = {
-            "head": log.head if log else None,
-            "arrays": log.arrays() if log else {},
+            "head": log.head if log is not None else None,
+            "arrays": log.arrays() if log is not None else {},
             "clip": [self._mean_square, self._weight],
             "flat": [self._flat_ever, self._flat, self._skipped],
             "lattice": [list(self._weights.steps), list(self._weights.room)],

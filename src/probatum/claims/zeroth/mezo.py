@@ -240,7 +240,7 @@ def _logistic(features: Callable[["np.ndarray"], "np.ndarray"], data: "ShiftedDi
     from probatum.claims.baselines import best_on, linear_probe
 
     strength, probe = best_on(
-        [1.0] if run.smoke else [0.1, 1.0, 10.0],
+        [1.0] if run.smoke else [1.0, 10.0, 100.0],
         lambda strength: linear_probe(features(data.x), data.y, strength),
         lambda probe: probe.score(features(data.validation_x), data.validation_y),
     )
@@ -266,7 +266,7 @@ def _adam(run: Run, start: "nn.Sequential", data: "ShiftedDigits") -> Fitted:
             optimizer.step()
         return net
 
-    lr, net = best_on([3e-4, 1e-3, 3e-3], fit, lambda net: _score(net, data.validation_x, data.validation_y))
+    lr, net = best_on([1e-3, 3e-3, 1e-2], fit, lambda net: _score(net, data.validation_x, data.validation_y))
     return lr, lambda x, y: _score(net, x, y)
 
 

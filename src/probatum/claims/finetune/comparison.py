@@ -1,0 +1,310 @@
+"""Which way to fine-tune an encoder on a few labelled texts: `probatum compare finetune`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from probatum.errors import ProbatumError
+from probatum.evidence import Arm, ComparisonRun, Metric, comparison
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from probatum.data.texts import Labelled
+
+__all__ = ["finetune"]
+
+BATCH, LENGTH = 16, 64
+FORWARDS = {"smoke": 6, "quick": 150, "full": 6000}  # forward passes of one batch a run; a backward counts as two
+PROMPTS = {"positive": "it was great .", "negative": "it was terrible ."}
+
+GRIDS: dict[str, Sequence[float]] = {
+    "linear probe": (0.1, 1.0, 10.0),
+    "adamw, all weights": (2e-5, 1e-4, 5e-4),
+    "adamw, lora": (3e-4, 1e-3, 3e-3),
+    "mezo, all weights": (1e-4, 3e-4, 1e-3),
+    "mezo, lora": (3e-3, 1e-2, 3e-2),
+}
+
+
+@comparison(
+    "finetune",
+    title="Fine-tune a small encoder on a few labelled texts",
+    says="The same texts, the same start, the same number of forward passes: what each way reaches, and what it costs.",
+    arms=[
+        Arm("zero-shot", "nearest label sentence, nothing is trained"),
+        Arm("linear probe", "logistic regression on the frozen encoder's output"),
+        Arm("adamw, all weights", "backpropagation through the whole encoder"),
+        Arm("adamw, lora", "backpropagation, rank-8 factors on query and value and the head"),
+        Arm("mezo, all weights", "two forward passes a step, all weights but embeddings", "mezo"),
+        Arm("mezo, lora", "two forward passes a step, the same factors and head", "mezo"),
+    ],
+    metrics=[
+        Metric("accuracy", "accuracy", "", "higher"),
+        Metric("memory", "peak memory", "B", "lower"),
+        Metric("seconds", "training time", "s", "lower"),
+        Metric("tuned", "weights tuned"),
+    ],
+    seeds={"smoke": 1, "quick": 3, "full": 5},
+    takes={
+        "model": "a Hugging Face folder (encoder or decoder) with safetensors weights and a tokenizer",
+        "data": "a .csv, .tsv or .jsonl file with the columns text and label",
+    },
+)
+def finetune(run: ComparisonRun, arm: str) -> None:
+    """An arm of one seed: settings from a grid of three by validation, then the test texts, once.
+
+    Embedded: all-MiniLM-L6-v2 and crowd-labelled tweets, positive or negative, 32 labelled a class, 200 to choose on, 500 to test on
+    (balanced). Own data: 64 labelled a class at quick, all at full; a fifth is kept for choosing and three tenths for testing (500 at
+    most). The test texts are the same in every seed, the labelled draw and the noise change. Every trained arm starts from the
+    zero-shot head. Peak memory is that of the process from the loaded model on, with choosing and testing.
+    """
+    import torch
+
+    from probatum.evidence.process import peak_memory, reset_peak_memory
+
+    torch.set_num_threads(run.threads)
+    texts = _texts(run)
+    start = _Start(run, texts)
+    reset_peak_memory()
+    right, tuned, seconds = _ARMS[arm](run, start, texts, GRIDS.get(arm, ())[: 1 if run.smoke else None])
+    run.record(arm, accuracy=[float(x) for x in right])
+    run.record(arm, unit="B", memory=peak_memory())
+    run.record(arm, unit="s", seconds=seconds)
+    run.record(arm, tuned=tuned)
+    if arm == "zero-shot" and run.seed == 0:
+        counts = f"{len(texts.train)} labelled, {len(texts.validation)} to choose on, {len(texts.test)} to test on"
+        run.note(
+            f"Texts: {counts}, classes {', '.join(texts.classes)}. Budget of a run: {FORWARDS[run.budget]} forward passes of {BATCH}."
+        )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    classes: list[str]
+    train: "list[Labelled]"
+    validation: "list[Labelled]"
+    test: "list[Labelled]"
+
+
+def _texts(run: ComparisonRun) -> _Texts:
+    """The draw of this seed; the test texts do not depend on it."""
+    import numpy as np
+
+    from probatum.data.texts import read_labelled, sentiments
+
+    fixed, rng = np.random.default_rng(0), np.random.default_rng([run.seed, 1])
+    rows = list(read_labelled(run.data) if run.data else (row for row in sentiments() if row.label != "neutral"))
+    rows = [rows[i] for i in fixed.permutation(len(rows))]
+    classes = sorted({row.label for row in rows})
+    of = {label: [row for row in rows if row.label == label] for label in classes}
+    if run.data is None:
+        tested, chosen, k = (20, 10, 8) if run.smoke else (250, 100, 32)
+    else:
+        least = min(of, key=lambda label: len(of[label]))
+        if len(of[least]) < 10:
+            raise ProbatumError(
+                f"--data: the class {least!r} has {len(of[least])} texts, 10 of each are needed to train, choose and test"
+            )
+        if len(classes) > 100:
+            raise ProbatumError(f"--data: {len(classes)} classes, 100 at most: is `label` a class?")
+        tested = chosen = 0  # by share of each class
+        k = 8 if run.smoke else 64 if run.budget == "quick" else len(rows)
+    train, validation, test = [], [], []
+    for label in classes:
+        some = of[label]
+        t = tested or min(max(2, round(0.3 * len(some))), max(2, 500 // len(classes)))
+        test += some[:t]
+        rest = [some[t:][i] for i in rng.permutation(len(some) - t)]
+        v = chosen or min(max(2, round(0.2 * len(some))), max(2, 200 // len(classes)))
+        validation += rest[:v]
+        train += rest[v : v + k]
+    return _Texts(classes, train, validation, test)
+
+
+class _Start:
+    """The encoder, its tokenizer, and the zero-shot head."""
+
+    def __init__(self, run: ComparisonRun, texts: _Texts) -> None:
+        from probatum.data.encoder import encode, encoder_folder, open_model
+
+        self.folder = run.model or encoder_folder()
+        self.encoder, self.tokenizer = open_model(self.folder)
+        prompts = [PROMPTS.get(label, f"This text is about: {label}.") for label in texts.classes]
+        self.sentences = encode(self.encoder, self.tokenizer, prompts, length=LENGTH)
+
+    def open(self) -> "nn.Module":
+        """The encoder with its own weights; the one used so far is given up."""
+        from probatum.data.encoder import open_model
+
+        del self.encoder
+        self.encoder, _ = open_model(self.folder)
+        return self.encoder
+
+    def features(self, rows: "list[Labelled]") -> "Tensor":
+        from probatum.data.encoder import encode
+
+        return encode(self.encoder, self.tokenizer, [row.text for row in rows], length=LENGTH, batch=BATCH)
+
+    def batch(self, rows: "list[Labelled]") -> dict[str, Any]:
+        return dict(
+            self.tokenizer(
+                [row.text for row in rows], padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+            )
+        )
+
+
+def _classifier(encoder: "nn.Module", head: "nn.Module") -> "nn.Module":
+    """Mean-pooled, normalised output of the encoder, and a linear head."""
+    import torch
+
+    from probatum.data.encoder import mean_pool
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = encoder, head
+
+        def forward(self, inputs: dict[str, Any]) -> "Tensor":
+            hidden = self.encoder(**inputs).last_hidden_state
+            return self.head(torch.nn.functional.normalize(mean_pool(hidden, inputs["attention_mask"]), dim=-1))
+
+    return Classifier().eval()
+
+
+def _answers(texts: _Texts, rows: "list[Labelled]", predicted: Sequence[int]) -> list[bool]:
+    return [texts.classes[int(p)] == row.label for p, row in zip(predicted, rows, strict=True)]
+
+
+Result = tuple[list[bool], int, float]
+
+
+def _zero_shot(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[float]) -> Result:
+    predicted = (start.features(texts.test) @ start.sentences.t()).argmax(1).tolist()
+    return _answers(texts, texts.test, predicted), 0, 0.0
+
+
+def _probe(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[float]) -> Result:
+    from probatum.claims.baselines import best_on, linear_probe
+
+    with run.timer() as timer:
+        x, labels = start.features(texts.train).numpy(), [texts.classes.index(row.label) for row in texts.train]
+        v, wanted = (
+            start.features(texts.validation).numpy(),
+            [texts.classes.index(row.label) for row in texts.validation],
+        )
+        _, probe = best_on(
+            grid, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted)
+        )
+    predicted = probe.predict(start.features(texts.test).numpy()).tolist()
+    return _answers(texts, texts.test, predicted), x.shape[1] * len(texts.classes), timer.seconds
+
+
+def _trained(mezo: bool, lora: bool) -> Callable[[ComparisonRun, _Start, _Texts, Sequence[float]], Result]:
+    def arm(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[float]) -> Result:
+        """Every setting from a model opened anew (a copy kept aside would count as memory); the best is trained again and measured."""
+        from probatum.evidence.process import reset_peak_memory
+
+        def fit(lr: float) -> "tuple[nn.Module, float]":
+            model = _tunable(start, mezo, lora)
+            reset_peak_memory()
+            with run.timer() as timer:
+                (_fit_mezo if mezo else _fit_adamw)(run, model, start, texts, lr, 1e-2 if lora else 1e-3)
+            return model, timer.seconds
+
+        def score(lr: float) -> int:
+            return sum(_predict(start, fit(lr)[0], texts, texts.validation))
+
+        model, seconds = fit(max(grid, key=score) if len(grid) > 1 else grid[0])
+        return (
+            _predict(start, model, texts, texts.test),
+            sum(p.numel() for p in model.parameters() if p.requires_grad),
+            seconds,
+        )
+
+    return arm
+
+
+def _tunable(start: _Start, mezo: bool, lora: bool) -> "nn.Module":
+    """The classifier as it starts, with `requires_grad` on what an arm tunes; LoRA's factors are always drawn alike."""
+    import torch
+
+    from probatum.claims.baselines import label_head
+    from probatum.claims.baselines import lora as with_lora
+
+    encoder = start.open()
+    if lora:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            encoder = with_lora(encoder)
+    model = _classifier(encoder, label_head(start.sentences))
+    model.head.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if mezo and not lora and "embed" in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def _predict(start: _Start, model: "nn.Module", texts: _Texts, rows: "list[Labelled]") -> list[bool]:
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].text))
+    found = [0] * len(rows)
+    with torch.no_grad():
+        for at in range(0, len(order), BATCH):
+            some = order[at : at + BATCH]
+            for i, p in zip(some, model(start.batch([rows[i] for i in some])).argmax(1).tolist(), strict=True):
+                found[i] = p
+    return _answers(texts, rows, found)
+
+
+def _batches(run: ComparisonRun, start: _Start, texts: _Texts, steps: int) -> Any:
+    """Batches in a random order, each text once an epoch."""
+    import torch
+
+    generator, order = run.generator("batches"), []
+    size = min(BATCH, len(texts.train))
+    for step in run.progress(range(steps)):
+        if len(order) < size:
+            order = torch.randperm(len(texts.train), generator=generator).tolist()
+        rows, order = [texts.train[i] for i in order[:size]], order[size:]
+        yield step, start.batch(rows), torch.tensor([texts.classes.index(row.label) for row in rows])
+
+
+def _fit_adamw(run: ComparisonRun, model: "nn.Module", start: _Start, texts: _Texts, lr: float, eps: float) -> None:
+    from torch.nn.functional import cross_entropy
+
+    from probatum.claims.baselines import adamw
+
+    steps = max(1, FORWARDS[run.budget] // 3)
+    batches = _batches(run, start, texts, steps)
+
+    def loss() -> "torch.Tensor":
+        _, inputs, labels = next(batches)
+        return cross_entropy(model(inputs), labels)
+
+    adamw([p for p in model.parameters() if p.requires_grad], loss, steps, lr, weight_decay=0.01)
+    model.zero_grad(set_to_none=True)
+
+
+def _fit_mezo(run: ComparisonRun, model: "nn.Module", start: _Start, texts: _Texts, lr: float, eps: float) -> None:
+    from torch.nn.functional import cross_entropy
+
+    from probatum.zeroth import MeZO
+
+    steps = max(1, FORWARDS[run.budget] // 2)
+    optimizer = MeZO(model.named_parameters(), lr=lr, eps=eps, seed=run.number("z"), exact="off", exclude=())
+    for step, inputs, labels in _batches(run, start, texts, steps):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        optimizer.step(lambda inputs=inputs, labels=labels: cross_entropy(model(inputs), labels))
+
+
+_ARMS = {
+    "zero-shot": _zero_shot,
+    "linear probe": _probe,
+    "adamw, all weights": _trained(mezo=False, lora=False),
+    "adamw, lora": _trained(mezo=False, lora=True),
+    "mezo, all weights": _trained(mezo=True, lora=False),
+    "mezo, lora": _trained(mezo=True, lora=True),
+}

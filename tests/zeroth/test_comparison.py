@@ -1,0 +1,93 @@
+"""`compare finetune` on a model and a file of one's own."""
+
+import csv
+
+import pytest
+import torch
+
+from probatum import ProbatumError
+from probatum.evidence import ComparisonRun
+from probatum.evidence.comparisons import find_comparison
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A tiny encoder with a tokenizer of whole words, and 60 texts of three classes, told apart by a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("own")
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "red", "green", "blue", "thing", "number", *map(str, range(60))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        folder / "model"
+    )
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder / "model")
+    with open(folder / "data.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for i in range(60):
+            rows.writerow([f"{('red', 'green', 'blue')[i % 3]} thing number {i}", f"colour {i % 3}"])
+    return folder
+
+
+def measured(own, arm, seed=0, data="data.csv", model="model"):
+    run = ComparisonRun("compare", "finetune", "smoke", seed)
+    run.model, run.data = str(own / model), str(own / data)
+    find_comparison("finetune").measure(run, arm)
+    return {row.metric: row for row in run.table}
+
+
+def test_every_arm_answers_the_same_test_texts(own):
+    found = find_comparison("finetune")
+    rows = {arm.name: measured(own, arm.name) for arm in found.arms}
+    assert {len(row["accuracy"].samples) for row in rows.values()} == {18}  # three tenths of twenty a class
+    for name, row in rows.items():
+        assert set(row) == {metric.name for metric in found.metrics}, name
+        assert row["memory"].value > 1e7
+    assert rows["zero-shot"]["tuned"].value == 0 and rows["linear probe"]["tuned"].value == 36
+    assert rows["adamw, lora"]["tuned"].value == rows["mezo, lora"]["tuned"].value == 2 * 8 * 24 + 36
+    assert rows["mezo, all weights"]["tuned"].value < rows["adamw, all weights"]["tuned"].value
+
+
+def test_what_cannot_be_compared(own, tmp_path):
+    (own / "few.csv").write_text("text,label\n" + "".join(f"t{i},{'a' if i else 'b'}\n" for i in range(40)), "utf-8")
+    with pytest.raises(ProbatumError, match="the class 'b' has 1 texts, 10 of each are needed"):
+        measured(own, "linear probe", data="few.csv")
+    (own / "pickled").mkdir()
+    (own / "pickled" / "config.json").write_text("{}")
+    (own / "pickled" / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ProbatumError, match="holds its weights as a pickle"):
+        measured(own, "zero-shot", model="pickled")
+
+
+def test_budgets_count_a_backward_as_two(own, monkeypatch):
+    from probatum.claims.finetune import comparison
+
+    calls = []
+    real = comparison._classifier
+
+    def counting(encoder, head):
+        model = real(encoder, head)
+        model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        return model
+
+    monkeypatch.setattr(comparison, "_classifier", counting)
+    for arm, forwards, graded in (("adamw, all weights", 2, 2), ("mezo, all weights", 6, 0)):
+        calls.clear()
+        measured(own, arm)
+        assert sum(calls) == graded and len(calls) == forwards + 2, (
+            "the last two are the 18 test texts in batches of 16"
+        )

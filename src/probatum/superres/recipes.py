@@ -23,7 +23,7 @@ from probatum.superres.patches import Patches, Photo, photos_in, split
 __all__ = ["ARMS", "GRID", "claim_fit", "main"]
 
 SEEDS = 5
-GRID = (2.5e-4, 5e-4, 1e-3, 2e-3)
+GRID = (5e-4, 1e-3, 2e-3, 4e-3)
 ARMS: dict[str, dict[str, Any]] = {
     "carn": {"model": "carn", "scale": 2, "width": 32, "skip": True},
     "plain": {"model": "plain", "scale": 2, "width": 32, "blocks": 10, "skip": True},

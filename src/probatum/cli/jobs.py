@@ -2,6 +2,9 @@
 
 import typer
 
+from probatum.cli import upscale
+
 
 def add_to(application: typer.Typer) -> None:
     """Add every job whose first paper is built."""
+    upscale.add_to(application)

@@ -25,6 +25,12 @@ class Photo:
     photograph: str
     pixels: Tensor
 
+    @classmethod
+    def of(cls, name: str, pixels: np.ndarray) -> "Photo":
+        """From an array (H, W, 3) or (H, W) grey, uint8; grey becomes three equal channels."""
+        colour = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+        return cls(name, name, torch.from_numpy(np.ascontiguousarray(colour.transpose(2, 0, 1))))
+
 
 def photos_in(folder: str | Path) -> list[Photo]:
     """All images of a folder as RGB, in order of their names.

@@ -1,5 +1,7 @@
-"""How the weights that we ship were trained: `python -m probatum.superres.recipes {claim,upscale,export} --data FOLDER --out FOLDER`.
+"""How the weights that we ship were trained: `python -m probatum.superres.recipes RECIPE --data FOLDER --out FOLDER`.
 
+`tiles` cuts training tiles from a folder of photographs. Ours came from two Debian packages, lomiri-wallpapers-16.04 and mate-backgrounds
+(`apt download`, `dpkg-deb -x`).
 `claim` trains the nets of the claim `carn:quality`, CARN and the plain residual net of equal cost, five seeds each: first the rate of each
 arm from one grid on held-out photographs, then all runs in turns, so that none is favoured by a stop. `upscale` trains the
 full-size net of the command `upscale`. Both stop and go on: started again, they continue from their last checkpoints. `export`
@@ -13,12 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from probatum.errors import ProbatumError
 from probatum.superres import weights
 from probatum.superres.fitting import Fit, validate
-from probatum.superres.patches import Patches, Photo, photos_in, split
+from probatum.superres.patches import ENDINGS, Patches, Photo, photos_in, split
 
 __all__ = ["ARMS", "GRID", "claim_fit", "main"]
 
@@ -161,10 +164,31 @@ def export_full(args: argparse.Namespace) -> None:
     say(f"{args.model} after {run.step} steps: " + ", ".join(f"x{s} {a:.3f} dB, bicubic {b:.3f}" for s, (a, b) in gains.items()))
 
 
+def cut_tiles(args: argparse.Namespace) -> None:
+    """256 x 256 tiles of photographs, halved with a box filter first, which takes most traces of JPEG away; flat tiles are left out."""
+    from PIL import Image
+
+    rows = []
+    for path in sorted(p for p in args.data.rglob("*") if p.suffix.lower() in ENDINGS):
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB").reduce(2)))
+        for y in range(0, pixels.shape[0] - 255, 256):
+            for x in range(0, pixels.shape[1] - 255, 256):
+                tile = pixels[y : y + 256, x : x + 256]
+                if tile.float().std() > 20:
+                    name = f"{len(rows):04d}"
+                    Image.fromarray(tile.numpy()).save(args.out / f"{name}.png")
+                    rows.append([name, path.name, y, x])
+    if not rows:
+        raise ProbatumError(f"{args.data}: no photograph of 512 pixels or more with anything to see")
+    (args.out / "index.json").write_text(json.dumps(rows))
+    say(f"{len(rows)} tiles of {len({row[1] for row in rows})} photographs in {args.out}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m probatum.superres.recipes", description=__doc__.split("\n")[0])
-    parser.add_argument("recipe", choices=["claim", "upscale", "export"])
+    parser.add_argument("recipe", choices=["claim", "upscale", "export", "tiles"])
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs or tiles")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--to", type=Path, help="export: folder of the weights (default: --out)")
@@ -182,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     args.out.mkdir(parents=True, exist_ok=True)
     args.to = args.to or args.out
-    {"claim": train_claim, "upscale": train_full, "export": export_full}[args.recipe](args)
+    {"claim": train_claim, "upscale": train_full, "export": export_full, "tiles": cut_tiles}[args.recipe](args)
 
 
 if __name__ == "__main__":

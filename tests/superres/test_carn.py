@@ -40,9 +40,10 @@ def test_parameters_are_the_released_ones(kind, scale, parameters):
     ("kind", "published"), [(CARN, {2: 222.8, 3: 118.8, 4: 90.9}), (CARNM, {2: 91.2, 3: 46.1, 4: 32.5})]
 )  # fmt: skip
 def test_multiply_adds_for_720p_are_the_papers(kind, published):
+    net = kind()
     for scale, giga in published.items():
         # counted a row at a time, because 1280 / 3 is no whole number of pixels: the paper's 102,400 input pixels at x3
-        a_pixel = multiply_adds(kind(scale), scale, 16, 16) / 256
+        a_pixel = multiply_adds(net, scale, 16, 16) / 256
         assert round(a_pixel * 1280 * 720 / scale**2 / 1e9, 1) == giga
 
 
@@ -69,7 +70,11 @@ def test_keys_are_the_authors():
 def test_a_head_of_several_equals_a_net_of_one():
     torch.manual_seed(0)
     several, single = CARN((2, 3), width=8), CARN(3, width=8)
-    state = {key.replace("upsample.up3.", "upsample.up."): value for key, value in several.state_dict().items() if "up2" not in key}
+    state = {
+        key.replace("upsample.up3.", "upsample.up."): value
+        for key, value in several.state_dict().items()
+        if "up2" not in key
+    }
     single.load_state_dict(state)
     x = torch.rand(1, 3, 5, 7)
     assert torch.equal(several(x, 3), single(x))
@@ -81,7 +86,9 @@ def test_fusions_equal_sums_of_their_parts():
     fuse = CARN(2, width=8).c2
     maps = [torch.rand(2, 8, 3, 5) for _ in range(3)]
     weight, bias = fuse.body[0].weight, fuse.body[0].bias
-    parts = sum(torch.nn.functional.conv2d(m, weight[:, 8 * i : 8 * i + 8]) for i, m in enumerate(maps)) + bias.view(1, -1, 1, 1)
+    parts = sum(torch.nn.functional.conv2d(m, weight[:, 8 * i : 8 * i + 8]) for i, m in enumerate(maps)) + bias.view(
+        1, -1, 1, 1
+    )
     torch.testing.assert_close(fuse(maps), parts.relu(), rtol=1e-5, atol=1e-6)
 
 
@@ -110,7 +117,9 @@ def test_tiles_equal_the_whole(kind, scale):
         whole = net(x)
     assert whole.shape == (1, 3, 37 * scale, 61 * scale)
     torch.testing.assert_close(tiled(net, x, scale, tile=16), whole, rtol=0, atol=1e-5)
-    assert (tiled(net, x, scale, tile=16, overlap=0) - whole).abs().max() > 1e-3, "seams must show where the overlap is too small"
+    assert (tiled(net, x, scale, tile=16, overlap=0) - whole).abs().max() > 1e-3, (
+        "seams must show where the overlap is too small"
+    )
 
 
 def test_skip_starts_at_bicubic_and_without_it_keeps_the_mean():
@@ -181,15 +190,21 @@ def test_the_authors_file_reaches_its_figures_on_photographs(official):
     for name, (height, width) in parts.items():
         image = torch.from_numpy(photograph(name)[:height, :width]).permute(2, 0, 1)
         for scale, theirs, plain in zip((2, 4), figures[name], bicubic[name], strict=True):
+            if scale == 2 and name != "chelsea":
+                continue  # x2 on the smallest is enough: this is the slowest test
             high = crop_to_multiple(image, scale)
             low = degrade(high, scale, "pillow")
-            got = [fidelity(*(x.permute(1, 2, 0).numpy() for x in (enlarge(n, low, scale), high)), crop=scale).psnr for n in (official, None)]
+            got = [
+                fidelity(*(x.permute(1, 2, 0).numpy() for x in (enlarge(n, low, scale), high)), crop=scale).psnr
+                for n in (official, None)
+            ]
             assert abs(got[0] - theirs) <= 0.02 and abs(got[1] - plain) <= 0.02
 
 
 @pytest.mark.fixtures
 def test_the_authors_file_on_set5(official, fixtures):
-    """The published averages are of another training than the released file (412 K parameters, not 415 K): within 0.16 dB of them. What
+    """The published averages are of another training than the released file (412 K parameters, not 415 K): within 0.16
+    dB of them. What
     the released file gives on these five images is pinned."""
     from PIL import Image
 
@@ -202,6 +217,8 @@ def test_the_authors_file_on_set5(official, fixtures):
                 for p in (fixtures / "sr_set5" / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png", path)
             )
             high = crop_to_multiple(high, scale)
-            scores.append(fidelity(*(x.permute(1, 2, 0).numpy() for x in (enlarge(official, low, scale), high)), crop=scale).psnr)
+            scores.append(
+                fidelity(*(x.permute(1, 2, 0).numpy() for x in (enlarge(official, low, scale), high)), crop=scale).psnr
+            )
         assert abs(np.mean(scores) - measured[scale]) <= 0.02
         assert abs(np.mean(scores) - published[scale]) <= 0.16

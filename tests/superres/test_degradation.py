@@ -37,10 +37,14 @@ def test_equals_an_independent_version(scale):
 
 
 def test_a_constant_stays_and_a_ramp_stays_inside():
-    assert torch.equal(degrade(torch.full((3, 8, 12), 77, dtype=torch.uint8), 4), torch.full((3, 2, 3), 77, dtype=torch.uint8))
+    assert torch.equal(
+        degrade(torch.full((3, 8, 12), 77, dtype=torch.uint8), 4), torch.full((3, 2, 3), 77, dtype=torch.uint8)
+    )
     ramp = torch.arange(0, 64, dtype=torch.float64).repeat(8, 1)
     small = resize(ramp, 0.5)
-    torch.testing.assert_close(small[4 // 2, 4:-4], torch.arange(0.5, 64, 2, dtype=torch.float64)[4:-4], rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        small[4 // 2, 4:-4], torch.arange(0.5, 64, 2, dtype=torch.float64)[4:-4], rtol=0, atol=1e-10
+    )
 
 
 def test_flips_and_turns_commute():
@@ -68,7 +72,9 @@ def test_set5s_own_files_come_out_bit_for_bit(fixtures, scale):
 
     for path in sorted((fixtures / "sr_set5" / "HR").glob("*.png")):
         high = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-        low = np.array(Image.open(fixtures / "sr_set5" / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png").convert("RGB"))
+        low = np.array(
+            Image.open(fixtures / "sr_set5" / "LR_bicubic" / f"X{scale}" / f"{path.stem}x{scale}.png").convert("RGB")
+        )
         assert np.array_equal(degrade(crop_to_multiple(high, scale), scale).permute(1, 2, 0).numpy(), low)
 
 

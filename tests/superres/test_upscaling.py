@@ -50,7 +50,10 @@ def enlarge(model, source: Path, out: Path, **options) -> Image.Image:
 
 def test_a_file_equals_the_net_and_any_tile_gives_the_same_bytes(model, tmp_path):
     Image.fromarray(photo()).save(tmp_path / "a.png")
-    outs = [np.asarray(enlarge(model, tmp_path / "a.png", tmp_path / f"{tile}.png", tile=tile, scale=3)) for tile in (16, 17, 1000)]
+    outs = [
+        np.asarray(enlarge(model, tmp_path / "a.png", tmp_path / f"{tile}.png", tile=tile, scale=3))
+        for tile in (16, 17, 1000)
+    ]
     x = torch.from_numpy(photo()).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
         whole = (weights.load(model)(x, 3)[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
@@ -85,7 +88,10 @@ def test_16_bits_stay_16_bits_in_grey_and_colour(model, tmp_path):
     fine = (photo().astype(np.uint32) * 257 + np.arange(53)[None, :, None]).clip(0, 65535).astype(np.uint16)
     for pixels in (fine, fine[..., 0], fine[..., :2], np.dstack([fine, fine[..., 0]])):
         shaped = pixels if pixels.ndim == 3 else pixels[..., None]
-        with open(tmp_path / "a.png", "wb") as file, png.Writer(file, 53, 40, channels=shaped.shape[2], depth=16) as writer:
+        with (
+            open(tmp_path / "a.png", "wb") as file,
+            png.Writer(file, 53, 40, channels=shaped.shape[2], depth=16) as writer,
+        ):
             writer.write(shaped)
         enlarge(model, tmp_path / "a.png", tmp_path / "o.png", overwrite=True)
         out = png.decode((tmp_path / "o.png").read_bytes()).pixels
@@ -107,7 +113,9 @@ def test_alpha_goes_apart_and_hidden_colours_do_not_bleed(model, tmp_path):
     rgba[:, 12:] = (200, 150, 100, 255)  # the hidden half is black
     Image.fromarray(rgba).save(tmp_path / "a.png")
     got = np.asarray(enlarge(model, tmp_path / "a.png", tmp_path / "o.png"))
-    alpha = bicubic(torch.from_numpy(rgba[..., 3].copy())[None, None].float(), 2)[0, 0].round().clamp(0, 255).byte().numpy()
+    alpha = (
+        bicubic(torch.from_numpy(rgba[..., 3].copy())[None, None].float(), 2)[0, 0].round().clamp(0, 255).byte().numpy()
+    )
     assert np.array_equal(got[..., 3], alpha)
     seen = got[got[..., 3] > 0][:, :3].astype(int)
     assert abs(seen - (200, 150, 100)).max() < 30
@@ -116,9 +124,12 @@ def test_alpha_goes_apart_and_hidden_colours_do_not_bleed(model, tmp_path):
 def test_palette_cmyk_and_two_levels(model, tmp_path):
     image = Image.fromarray(photo())
     for name, source, mode in (
-        ("p.png", image.quantize(16), "RGB"), ("t.gif", image.quantize(16), "RGB"), ("c.jpg", image.convert("CMYK"), "RGB"),
-        ("one.png", image.convert("1"), "L"), ("la.png", image.convert("LA"), "LA"),
-    ):  # fmt: skip
+        ("p.png", image.quantize(16), "RGB"),
+        ("t.gif", image.quantize(16), "RGB"),
+        ("c.jpg", image.convert("CMYK"), "RGB"),
+        ("one.png", image.convert("1"), "L"),
+        ("la.png", image.convert("LA"), "LA"),
+    ):
         source.save(tmp_path / name)
         got = enlarge(model, tmp_path / name, tmp_path / "o", overwrite=True)
         assert (got.mode, got.size) == (mode, (106, 80)), name
@@ -146,7 +157,7 @@ def test_profile_and_exif_are_kept_and_orientation_is_spent(model, tmp_path, end
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x8769] = 6, "Maker", {0x9003: "2020:01:02 03:04:05", 0xA002: 53}
-    Image.fromarray(photo()).save(tmp_path / f"a.{ending}", exif=exif, icc_profile=profile)
+    Image.fromarray(photo()).save(tmp_path / f"a.{ending}", exif=exif.tobytes(), icc_profile=profile)
     got = enlarge(model, tmp_path / f"a.{ending}", tmp_path / f"o.{ending}")
     assert got.size == (80, 106) and got.info["icc_profile"] == profile
     with Image.open(tmp_path / f"o.{ending}") as stored:
@@ -166,7 +177,9 @@ def test_a_20000_pixel_side_is_refused_only_where_the_format_cannot_hold_it(mode
     upscaler = Upscaler(model, 4, tile=4096)
     jobs, _, form = plan([tmp_path / "a.png"], tmp_path / "o.jpg")
     (result,) = run(upscaler, jobs, out=None, form=form)
-    assert result.state == "failed" and "jpeg holds at most 65535 pixels a side and the result has 80000" in result.error
+    assert (
+        result.state == "failed" and "jpeg holds at most 65535 pixels a side and the result has 80000" in result.error
+    )
     assert enlarge(model, tmp_path / "a.png", tmp_path / "o.png", scale=4, tile=4096).size == (80_000, 4)
 
 
@@ -189,13 +202,22 @@ def test_unreadable_files_are_one_line_each_and_the_others_go_on(model, tmp_path
     flipped = bytearray(fine.getvalue())
     flipped[-60] ^= 255
     (folder / "damaged16.png").write_bytes(flipped)
-    results = {Path(r.source).name: r for r in run(Upscaler(model, 2), plan([folder], tmp_path / "o")[0], out=tmp_path / "o")}
+    results = {
+        Path(r.source).name: r for r in run(Upscaler(model, 2), plan([folder], tmp_path / "o")[0], out=tmp_path / "o")
+    }
     assert results["z.png"].state == "done"
     for name, words in {
-        "cut.png": "truncated", "text.jpg": "not an image", "empty.webp": "not an image", "float.tif": "floating-point pixels",
-        "moving.gif": "2 frames", "cut16.png": "truncated", "damaged16.png": "damaged",
-    }.items():  # fmt: skip
-        assert results[name].state == "failed" and words in results[name].error and name in results[name].error, results[name]
+        "cut.png": "truncated",
+        "text.jpg": "not an image",
+        "empty.webp": "not an image",
+        "float.tif": "floating-point pixels",
+        "moving.gif": "2 frames",
+        "cut16.png": "truncated",
+        "damaged16.png": "damaged",
+    }.items():
+        assert results[name].state == "failed" and words in results[name].error and name in results[name].error, (
+            results[name]
+        )
         assert "\n" not in results[name].error
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [upscaling.LEDGER, "z.png"]
 
@@ -219,7 +241,7 @@ def test_finished_files_are_kept_and_others_are_made_again(model, tmp_path):
     Image.fromarray(photo(5, 5)).save(out / "a.png")  # somebody else's
     results = run(Upscaler(model, 3), plan([folder], out)[0], out=out)
     assert results[0].state == "failed" and "was not made by this command; --overwrite replaces it" in results[0].error
-    assert Image.open(out / "a.png").size == (5, 5)
+    assert media.image_size(out / "a.png") == (5, 5)
     assert states(3, overwrite=True)[0] == "done"
 
 
@@ -270,7 +292,7 @@ def test_memory_that_runs_out_halves_the_tile_and_the_pixels_stay(model):
 
     def run_out(x, scale):
         asked.append(x.shape[-2:])
-        if x.shape[-1] * x.shape[-2] > 4000:
+        if x.shape[-1] * x.shape[-2] > 3000:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return net(x, scale)
 
@@ -278,7 +300,7 @@ def test_memory_that_runs_out_halves_the_tile_and_the_pixels_stay(model):
     with torch.no_grad():
         whole = net(image[None].float() / 255, 2)[0]
     torch.testing.assert_close(got, whole, rtol=0, atol=1e-5)
-    assert max(h * w for h, w in asked) > 4000
+    assert max(h * w for h, w in asked) > 3000 and len(asked) > 2
     with pytest.raises(ProbatumError, match="not enough memory for a tile of 16"):
         list(strips(lambda x, s: (_ for _ in ()).throw(torch.OutOfMemoryError("no")), image, 2, tile=64, overlap=21))
 
@@ -294,7 +316,8 @@ def test_tile_follows_the_budget():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("depth", [8, 16])
 def test_png_is_what_others_read(channels, depth):
-    """Our writer against Pillow (8 bits) and our reader against our writer (16 bits), on rows that favour each filter."""
+    """Our writer against Pillow (8 bits) and our reader against our writer (16 bits), on rows that favour each
+    filter."""
     rng = np.random.default_rng(0)
     top = (1 << depth) - 1
     x = rng.integers(0, top + 1, (70, 31, channels)).astype(np.uint16 if depth == 16 else np.uint8)
@@ -338,9 +361,11 @@ def many(folder: Path, count: int) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_folder_goes_on(model, tmp_path, how):
-    many(tmp_path / "in", 40)
+    many(tmp_path / "in", 16)
     arguments = (tmp_path / "in", "-o", tmp_path / "o", "--model", model, "--scale", 4, "--tile", 16)
-    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     limit = time.monotonic() + 60
     while len(list((tmp_path / "o").glob("*.png"))) < 3 and time.monotonic() < limit:
         time.sleep(0.01)
@@ -348,18 +373,24 @@ def test_a_stopped_folder_goes_on(model, tmp_path, how):
     _, said = process.communicate(timeout=30)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     if how == signal.SIGINT:
-        assert said.strip().splitlines()[-1] == "interrupted: what was finished is kept, and the same command goes on from there"
+        assert (
+            said.strip().splitlines()[-1]
+            == "interrupted: what was finished is kept, and the same command goes on from there"
+        )
     finished = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "o").glob("*.png")}
-    assert 3 <= len(finished) < 40
+    assert 3 <= len(finished) < 16
     for name in finished:
         with Image.open(tmp_path / "o" / name) as image:
             image.load()
-    done = subprocess.run(command(*arguments, "--json"), env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    states = {Path(row["target"]).name: row["state"] for row in json.loads(done.stdout)["files"]}
+    results = run(Upscaler(model, 4, tile=16), plan([tmp_path / "in"], tmp_path / "o")[0], out=tmp_path / "o")
+    states = {Path(r.target).name: r.state for r in results}
+    assert set(states.values()) == {"kept", "done"}
     assert sum(state == "kept" for state in states.values()) >= len(finished) - 1
     assert all((tmp_path / "o" / n).stat().st_mtime_ns == t for n, t in finished.items() if states[n] == "kept")
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [upscaling.LEDGER, *(f"{i:02d}.png" for i in range(40))]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        upscaling.LEDGER,
+        *(f"{i:02d}.png" for i in range(16)),
+    ]
 
 
 def test_two_runs_into_one_folder(model, tmp_path):
@@ -378,9 +409,17 @@ def test_the_command_line_speaks(model, tmp_path):
     many(tmp_path / "in", 1)
     (tmp_path / "in" / "bad.png").write_text("no")
     done = subprocess.run(
-        command(tmp_path / "in", "-o", tmp_path / "o", "--model", model, "--scale", 2), env=ENVIRONMENT, capture_output=True, text=True
+        command(tmp_path / "in", "-o", tmp_path / "o", "--model", model, "--scale", 2, "--json"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 2 and "1 enlarged, 1 failed" in done.stdout.replace("\n", " ")
-    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [f"error: {tmp_path / 'in' / 'bad.png'}: not an image that can be read"]
-    wrong = subprocess.run(command(tmp_path / "in", "-o", tmp_path / "o", "--model", model, "--scale", 7), env=ENVIRONMENT, capture_output=True, text=True)
-    assert wrong.returncode == 2 and wrong.stderr.strip() == "error: scale 7: this net has heads for 2, 3, 4"
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        f"error: {tmp_path / 'in' / 'bad.png'}: not an image that can be read"
+    ]
+    summary = json.loads(done.stdout)
+    assert [row["state"] for row in summary["files"]] == ["done", "failed"] and summary["files"][0]["size"] == [
+        120,
+        120,
+    ]

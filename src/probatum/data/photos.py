@@ -1,4 +1,5 @@
-"""Photographs that scikit-image and scikit-learn carry: sixteen, of many kinds, none of which our networks are trained on.
+"""Photographs that scikit-image and scikit-learn carry: sixteen, of many kinds, none of which our networks are trained
+on.
 
 >>> photograph("astronaut").shape
 (512, 512, 3)
@@ -12,8 +13,8 @@ from probatum.errors import MissingExtra, ProbatumError, did_you_mean
 __all__ = ["NAMES", "photograph", "photographs"]
 
 NAMES = (
-    "astronaut", "chelsea", "coffee", "rocket", "retina", "hubble", "ihc", "camera", "moon", "brick", "grass", "gravel", "coins",
-    "china", "flower", "motorcycle",
+    "astronaut", "chelsea", "coffee", "rocket", "retina", "hubble", "ihc", "camera", "moon", "brick", "grass", "gravel",
+    "coins", "china", "flower", "motorcycle",
 )  # fmt: skip
 
 
@@ -49,7 +50,9 @@ def _photo(name: str, file: str, about: str, licence: str, shape: str, sha256: s
     sklearn = file in ("china.jpg", "flower.jpg")
     package, folder = ("scikit-learn", "sklearn/datasets/images") if sklearn else ("scikit-image", "skimage/data")
     path = f"{folder}/{file}"
-    return Dataset(name, f"Photograph: {about}", f"package {package}, {path}", licence, shape, package, path, sha256, photograph)
+    return Dataset(
+        name, f"Photograph: {about}", f"package {package}, {path}", licence, shape, package, path, sha256, photograph
+    )
 
 
 ASTRONAUT = _photo(
@@ -105,8 +108,8 @@ COINS = _photo(
     "303 x 384 grey", "f8d773fc9cfa6f4d8e5942dc34d0a0788fcaed2a4fefbbed0aef5398d7ef4cba",
 )  # fmt: skip
 MOTORCYCLE = _photo(
-    "motorcycle", "motorcycle_left.png", "a motorcycle in a workshop, left view of a stereo pair", "Middlebury stereo 2014, CC0",
-    "500 x 741 RGB", "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    "motorcycle", "motorcycle_left.png", "a motorcycle in a workshop, left view of a stereo pair",
+    "Middlebury stereo 2014, CC0", "500 x 741 RGB", "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
 )  # fmt: skip
 CHINA = _photo(
     "china", "china.jpg", "a Chinese temple", "CC BY 2.0, danielbuechele",

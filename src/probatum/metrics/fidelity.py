@@ -1,7 +1,8 @@
 """How near a restored image is to the original: PSNR and SSIM, with every choice that changes the number named.
 
-Papers of super-resolution report both on the luma Y of BT.601 (16 to 235), borders of `scale` pixels cut off, against a peak of 255, as the
-mean over images of the dB. On full-range grey the same image scores 1.3 dB less, on RGB about 1.6 less.
+Papers of super-resolution report both on the luma Y of BT.601 (16 to 235), borders of `scale` pixels cut off, against a
+peak of 255, as the mean over images of the dB. On full-range grey the same image scores 1.3 dB less, on RGB about 1.6
+less.
 
 >>> image = np.full((16, 16), 100, np.uint8)
 >>> round(psnr(image, image + np.uint8(5)), 4)     # 20 log10(255 / 5)
@@ -56,7 +57,8 @@ def psnr(a: ArrayLike, b: ArrayLike, *, crop: int = 0, peak: float = 255.0) -> f
 
 
 def ssim(a: ArrayLike, b: ArrayLike, *, crop: int = 0, peak: float = 255.0) -> float:
-    """Structural similarity (Wang et al. 2004) of two grey images: Gaussian window 11 x 11, sigma 1.5, windows inside the image only.
+    """Structural similarity (Wang et al. 2004) of two grey images: Gaussian window 11 x 11, sigma 1.5, windows inside
+    the image only.
 
     Colour images get the mean over their channels. K1 = 0.01, K2 = 0.03, population covariance.
     """

@@ -1,8 +1,9 @@
 """CARN and CARN-M: super-resolution by cascading residuals (Ahn, Kang and Sohn 2018, arXiv 1803.08664).
 
-Every residual unit of a block, and every block of the network, feeds all later ones: their outputs are concatenated and fused by a 1x1
-convolution. One trunk serves the factors 2, 3 and 4 through three pixel-shuffle heads. CARN-M replaces the unit by a grouped one that is
-used three times. For enlarging photographs on modest hardware; not for art that was drawn in flat colours, and it invents no texture.
+Every residual unit of a block, and every block of the network, feeds all later ones: their outputs are concatenated and
+fused by a 1x1 convolution. One trunk serves the factors 2, 3 and 4 through three pixel-shuffle heads. CARN-M replaces
+the unit by a grouped one that is used three times. For enlarging photographs on modest hardware; not for art that was
+drawn in flat colours, and it invents no texture.
 
 >>> net = CARN(scale=(2, 3, 4))
 >>> sum(p.numel() for p in net.parameters())
@@ -31,7 +32,9 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + x)
@@ -88,7 +91,7 @@ class Block(Cascade):
         if groups is None:
             self.b1, self.b2, self.b3 = (ResidualUnit(width) for _ in range(UNITS))
         else:
-            self.b1 = EfficientUnit(width, groups)
+            self.b1 = EfficientUnit(width, groups)  # type: ignore[assignment]
         self._fusions(width)
 
     def _steps(self) -> Iterator[nn.Module]:
@@ -116,10 +119,12 @@ class CARN(Cascade):
     Args:
         scale: factor, or several that share the trunk; each of 2, 3, 4.
         width: channels (the paper: 64).
-        skip: add the bicubic enlargement to the output and start the last convolution at zero, so that training begins at bicubic and
-            cannot fall below it at once. Not in the paper; the weights that we ship have it, the authors' do not.
-    Input and output: (N, 3, H, W) floats in 0..1 -> (N, 3, scale H, scale W), not clipped. Any size; channels-last is 4 to 7 times as
-    fast to train on a CPU. Keys of the state dict are the authors' (their checkpoints load as they are, see `weights.load`).
+        skip: add the bicubic enlargement to the output and start the last convolution at zero, so that training begins
+            at bicubic and cannot fall below it at once. Not in the paper; the weights that we ship have it, the
+            authors' do not.
+    Input and output: (N, 3, H, W) floats in 0..1 -> (N, 3, scale H, scale W), not clipped. Any size; channels-last is 4
+    to 7 times as fast to train on a CPU. Keys of the state dict are the authors' (their checkpoints load as they are,
+    see `weights.load`).
 
     Raises:
         ProbatumError: a scale not of 2, 3, 4; a width that is not positive; an input that is not (N, 3, H, W) floats.
@@ -164,14 +169,17 @@ class CARN(Cascade):
 
 
 class CARNM(CARN):
-    """CARN-M: grouped units, one a block, used three times; a quarter of the parameters and about 40 % of the multiply-adds.
+    """CARN-M: grouped units, one a block, used three times; a quarter of the parameters and about 40 % of the
+    multiply-adds.
 
     Args:
         groups: groups of the 3x3 convolutions, heads included; must divide `width`. The released weights have 4.
         scale, width, skip: as in `CARN`.
     """
 
-    def __init__(self, scale: int | Sequence[int] = (2, 3, 4), *, width: int = 64, groups: int = 4, skip: bool = False) -> None:
+    def __init__(
+        self, scale: int | Sequence[int] = (2, 3, 4), *, width: int = 64, groups: int = 4, skip: bool = False
+    ) -> None:
         if groups < 1 or width % groups:
             raise ProbatumError(f"groups must divide width {width}, got {groups!r}")
         self.groups = groups
@@ -182,7 +190,8 @@ class CARNM(CARN):
 
 
 def looks_like(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The configuration of the CARN or CARN-M whose state dict this is, read off keys and shapes; None if it is neither's."""
+    """The configuration of the CARN or CARN-M whose state dict this is, read off keys and shapes; None if it is
+    neither's."""
     if "b1.c1.body.0.weight" not in state or "entry.weight" not in state:
         return None
     width = state["entry.weight"].shape[0]

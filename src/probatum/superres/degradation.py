@@ -1,8 +1,9 @@
 """Making low-resolution images from high-resolution ones: what "bicubic" means, and how much it matters.
 
-The papers' low-resolution images are MATLAB's `imresize(image, 1/s, "bicubic")`: Keys' kernel with a = -0.5, widened by s, weights
-normalised for each output pixel, borders mirrored, rounded to 8 bits after each direction. Training and test must name the same kind: a net trained on one
-loses up to 9 dB on images shrunk without the widening (`aliased`, which is what OpenCV's and torch's plain bicubic do).
+The papers' low-resolution images are MATLAB's `imresize(image, 1/s, "bicubic")`: Keys' kernel with a = -0.5, widened by
+s, weights normalised for each output pixel, borders mirrored, rounded to 8 bits after each direction. Training and test
+must name the same kind: a net trained on one loses up to 9 dB on images shrunk without the widening (`aliased`, which
+is what OpenCV's and torch's plain bicubic do).
 """
 
 from typing import Literal
@@ -29,7 +30,8 @@ def _keys(x: np.ndarray) -> np.ndarray:
 
 
 def _taps(length: int, out: int, scale: float) -> tuple[Tensor, Tensor]:
-    """For each of `out` output pixels: indices (out, K) into the input, mirrored at its borders, and weights (out, K)."""
+    """For each of `out` output pixels: indices (out, K) into the input, mirrored at its borders, and weights (out,
+    K)."""
     widen = min(scale, 1.0)
     centre = (np.arange(out) + 0.5) / scale - 0.5
     count = int(np.ceil(4 / widen)) + 2
@@ -57,13 +59,15 @@ def resize(x: Tensor, scale: float, size: tuple[int, int] | None = None) -> Tens
     """MATLAB's `imresize(x, scale, "bicubic")`.
 
     Args:
-        x: (..., H, W); uint8 is computed in float64 and rounded, half away from zero, after rows and again after columns, as MATLAB does; floats
-            stay floats.
+        x: (..., H, W); uint8 is computed in float64 and rounded, half away from zero, after rows and again after
+            columns, as MATLAB does; floats stay floats.
         scale: above 1 enlarges, below 1 shrinks with the widened kernel.
         size: (height, width) of the result; default: ceil(scale * H), ceil(scale * W).
     """
     if not scale > 0 or x.ndim < 2 or 0 in x.shape[-2:]:
-        raise ProbatumError(f"resize needs a positive scale and an image with pixels, got {scale!r} and shape {tuple(x.shape)}")
+        raise ProbatumError(
+            f"resize needs a positive scale and an image with pixels, got {scale!r} and shape {tuple(x.shape)}"
+        )
     height, width = size or (int(np.ceil(scale * n - 1e-9)) for n in x.shape[-2:])
 
     def rounded(y: Tensor) -> Tensor:
@@ -87,14 +91,15 @@ def degrade(hr: Tensor, scale: int, kind: Kind = "matlab") -> Tensor:
     """The low-resolution image of (..., H, W) uint8, H and W multiples of `scale`: (..., H / scale, W / scale) uint8.
 
     Args:
-        kind: "matlab": the papers' (see above). "pillow": Pillow's BICUBIC, within 5 levels inside and 13 at borders. "aliased": no
-            widening (a = -0.75), as OpenCV and plain torch do; only where a paper used it.
+        kind: "matlab": the papers' (see above). "pillow": Pillow's BICUBIC, within 5 levels inside and 13 at borders.
+            "aliased": no widening (a = -0.75), as OpenCV and plain torch do; only where a paper used it.
     """
     if kind not in KINDS:
         raise ProbatumError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if hr.dtype != torch.uint8 or hr.shape[-2] % scale or hr.shape[-1] % scale:
         raise ProbatumError(
-            f"hr must be uint8 with sides that are multiples of {scale} (crop_to_multiple), got {hr.dtype} {tuple(hr.shape)}"
+            f"hr must be uint8 with sides that are multiples of {scale} (crop_to_multiple), "
+            f"got {hr.dtype} {tuple(hr.shape)}"
         )
     if kind == "matlab":
         return resize(hr, 1 / scale)
@@ -105,5 +110,8 @@ def degrade(hr: Tensor, scale: int, kind: Kind = "matlab") -> Tensor:
         return y.round().clamp(0, 255).to(torch.uint8).view(*hr.shape[:-2], height, width)
     from PIL import Image
 
-    planes = [np.asarray(Image.fromarray(p.numpy()).resize((width, height), Image.Resampling.BICUBIC)) for p in flat[:, 0].cpu()]
+    planes = [
+        np.asarray(Image.fromarray(p.numpy()).resize((width, height), Image.Resampling.BICUBIC))
+        for p in flat[:, 0].cpu()
+    ]
     return torch.from_numpy(np.stack(planes)).view(*hr.shape[:-2], height, width).to(hr.device)

@@ -1,4 +1,5 @@
-"""Training of super-resolution networks: Adam, warm-up and cosine (or constant) rate, L1, budget in steps; stops and goes on exactly."""
+"""Training of super-resolution networks: Adam, warm-up and cosine (or constant) rate, L1, budget in steps; stops and
+goes on exactly."""
 
 import math
 import os
@@ -30,7 +31,8 @@ def enlarge(net: nn.Module | None, low: Tensor, scale: int) -> Tensor:
 
 
 def validate(net: nn.Module | None, photos: Sequence[Photo], scale: int) -> list[float]:
-    """PSNR on luma of each photo, `scale` pixels cut off, low-resolution images by MATLAB's bicubic; `net` None is bicubic."""
+    """PSNR on luma of each photo, `scale` pixels cut off, low-resolution images by MATLAB's bicubic; `net` None is
+    bicubic."""
     device = next(net.parameters()).device if net is not None else torch.device("cpu")
     scores = []
     for photo in photos:
@@ -45,10 +47,12 @@ class Fit:
     """One training run.
 
     Args:
-        net: moved to channels-last memory. `patches`: where batches come from; its generator is part of the run's state.
+        net: moved to channels-last memory. `patches`: where batches come from; its generator is part of the run's
+            state.
         steps: the whole budget. `warm_up`: steps of linear rise of the rate.
         lr: peak rate of Adam (0.9, 0.99).
-        schedule: "cosine" falls to zero at `steps`; "constant" stays, so that a longer budget is the same run: take `average` then.
+        schedule: "cosine" falls to zero at `steps`; "constant" stays, so that a longer budget is the same run: take
+            `average` then.
         average: decay of the moving average of weights that `result` returns; None returns the weights themselves.
         clip: largest gradient norm.
         loss: of (output, target); default L1.
@@ -56,15 +60,23 @@ class Fit:
     """
 
     def __init__(
-        self, net: nn.Module, patches: Patches, *, steps: int, lr: float, warm_up: int = 50, clip: float = 1.0,
-        schedule: Literal["cosine", "constant"] = "cosine", average: float | None = None,
+        self,
+        net: nn.Module,
+        patches: Patches,
+        *,
+        steps: int,
+        lr: float,
+        warm_up: int = 50,
+        clip: float = 1.0,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        average: float | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if steps < 1 or not 0 < lr < math.inf:
             raise ProbatumError(f"steps must be 1 or more and lr positive, got {steps!r} and {lr!r}")
         if schedule not in ("cosine", "constant"):
             raise ProbatumError(f"schedule must be cosine or constant, got {schedule!r}")
-        self.net = net.to(memory_format=torch.channels_last)
+        self.net: nn.Module = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.patches, self.steps, self.lr, self.warm_up, self.clip = patches, steps, lr, warm_up, clip
         self.schedule, self.decay, self.loss = schedule, average, loss
         self.weights = [p for p in net.parameters() if p.requires_grad]
@@ -119,15 +131,21 @@ class Fit:
     def save(self, path: Path) -> None:
         """Write everything that going on needs; a kill in mid-save leaves the file before."""
         state = {
-            "net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average, "step": self.step,
-            "seconds": self.seconds, "generator": self.patches.generator.get_state(), "losses": torch.tensor(self.losses),
-        }  # fmt: skip
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "seconds": self.seconds,
+            "generator": self.patches.generator.get_state(),
+            "losses": torch.tensor(self.losses),
+        }
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         torch.save(state, partial)
         partial.replace(path)
 
     def load(self, path: Path) -> "Fit":
-        """Go on from a saved state: bit for bit the same as if it had not stopped, at the same number of steps in all."""
+        """Go on from a saved state: bit for bit the same as if it had not stopped, at the same number of steps in
+        all."""
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,5 @@
-"""Image files as a network wants them, and back: grey stays grey, alpha apart, 16 bits stay, ICC profile and EXIF are kept."""
+"""Image files as a network wants them, and back: grey stays grey, alpha apart, 16 bits stay, ICC profile and EXIF are
+kept."""
 
 import io
 import os
@@ -19,9 +20,14 @@ __all__ = ["ENDINGS", "FORMATS", "Picture", "Sink", "format_for", "image_size", 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".avif"}
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 LIMITS = {"jpeg": 65_535, "webp": 16_383}
+SAVED: dict[str, dict[str, Any]] = {
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"quality": 95},
+    "tiff": {"compression": "tiff_deflate"},
+}
 ORIENTATION = 0x0112
-# What is kept of EXIF: description, maker, resolution, software, time, artist, copyright, the camera's settings and the place. Not the
-# size, the thumbnail, or TIFF's own layout, which are wrong after enlarging.
+# What is kept of EXIF: description, maker, resolution, software, time, artist, copyright, the camera's settings and the
+# place. Not the size, the thumbnail, or TIFF's own layout, which are wrong after enlarging.
 KEPT_TAGS = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
 SETTINGS, PLACE = 0x8769, 0x8825
 SIZE_TAGS = (0xA002, 0xA003)
@@ -73,7 +79,8 @@ def opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise ProbatumError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ProbatumError(f"{path}: unreadable or truncated image ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ProbatumError(f"{path}: unreadable or truncated image ({why})") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -139,7 +146,8 @@ def _pixels(image: Any, icc: bytes | None) -> tuple[np.ndarray, bytes | None, tu
 
 
 def _to_srgb(image: Any, icc: bytes | None) -> tuple[Any, bytes | None]:
-    """CMYK, YCbCr, Lab and others in sRGB, through the embedded profile where there is a usable one; that profile no longer fits."""
+    """CMYK, YCbCr, Lab and others in sRGB, through the embedded profile where there is a usable one; that profile no
+    longer fits."""
     if icc and image.mode == "CMYK":
         from PIL import ImageCms
 
@@ -207,18 +215,23 @@ def format_for(picture: Picture, width: int, height: int, wanted: str) -> str:
     if form == "tiff" and picture.depth == 16 and (not picture.grey or picture.alpha is not None):
         raise ProbatumError("16-bit colour is written as PNG only; use --format png")
     if max(width, height) > LIMITS.get(form, 2**31 - 1):
-        raise ProbatumError(f"{form} holds at most {LIMITS[form]} pixels a side and the result has {max(width, height)}; use --format png")
+        raise ProbatumError(
+            f"{form} holds at most {LIMITS[form]} pixels a side and the result has {max(width, height)}; "
+            "use --format png"
+        )
     return form
 
 
 class Sink:
-    """Takes an enlarged picture from top to bottom and writes it: PNG strip by strip, other formats when it is whole."""
+    """Takes an enlarged picture from top to bottom and writes it: PNG by strips, other formats when it is whole."""
 
-    def __init__(self, path: Path, picture: Picture, width: int, height: int, form: Literal["png", "jpeg", "webp", "tiff"] | str) -> None:
+    def __init__(
+        self, path: Path, picture: Picture, width: int, height: int, form: Literal["png", "jpeg", "webp", "tiff"] | str
+    ) -> None:
         self.path, self.form, self.picture, self.row = path, form, picture, 0
         channels = (1 if picture.grey else 3) + (picture.alpha is not None)
         self.kind = np.uint16 if picture.depth == 16 else np.uint8
-        self.file = open(path, "wb")
+        self.file = open(path, "wb")  # noqa: SIM115 - closed by close or abandon
         if form == "png":
             self.writer = png.Writer(
                 self.file, width, height, channels=channels, depth=picture.depth, icc=picture.icc, exif=picture.exif
@@ -244,8 +257,10 @@ class Sink:
         if self.form == "png":
             self.writer.close()
         else:
-            options: dict[str, Any] = {"jpeg": {"quality": 95, "subsampling": 0}, "webp": {"quality": 95}, "tiff": {"compression": "tiff_deflate"}}[self.form]
+            options: dict[str, Any] = dict(SAVED[self.form])
             if self.picture.exif:
+                # libtiff, which compresses, refuses directories inside EXIF; Pillow's own writer stores them
+                options.pop("compression", None)
                 options["exif"] = b"Exif\0\0" + self.picture.exif
             if self.picture.icc:
                 options["icc_profile"] = self.picture.icc

@@ -1,6 +1,8 @@
-"""What super-resolution networks are put together from: the mean shift, pixel-shuffle heads, the bicubic skip, weights at the start.
+"""What super-resolution networks are put together from: the mean shift, pixel-shuffle heads, the bicubic skip, weights
+at the start.
 
-Every network of the family is an `SRModel`: the tiler, the trainer, the evaluator and the command line use only what stands there.
+Every network of the family is an `SRModel`: the tiler, the trainer, the evaluator and the command line use only what
+stands there.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,17 @@ from torch.nn import functional as F
 
 from probatum.errors import ProbatumError
 
-__all__ = ["DIV2K_MEAN", "Head", "MeanShift", "SRModel", "bicubic", "check_image", "kaiming", "multiply_adds", "pick_scale"]
+__all__ = [
+    "DIV2K_MEAN",
+    "Head",
+    "MeanShift",
+    "SRModel",
+    "bicubic",
+    "check_image",
+    "kaiming",
+    "multiply_adds",
+    "pick_scale",
+]
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # of the RGB training images of DIV2K, in 0..1
 
@@ -23,7 +35,8 @@ class SRModel(Protocol):
 
     Attributes:
         scales: the factors it has heads for.
-        radius: exact receptive radius in input pixels: an output pixel depends on nothing farther away. None: on everything.
+        radius: exact receptive radius in input pixels: an output pixel depends on nothing farther away. None: on
+            everything.
         multiple: height and width of the input must be multiples of this.
     """
 
@@ -63,12 +76,14 @@ def bicubic(x: Tensor, scale: int) -> Tensor:
 def kaiming(net: nn.Module) -> None:
     """Kaiming-normal weights (gain of ReLU) and zero biases for every trainable convolution.
 
-    PyTorch's default shrinks the signal by a factor at each of CARN's twelve 1x1 fusions, so that hundreds of steps do nothing visible.
+    PyTorch's default shrinks the signal by a factor at each of CARN's twelve 1x1 fusions, so that hundreds of steps do
+    nothing visible.
     """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d) and layer.weight.requires_grad:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 class MeanShift(nn.Module):
@@ -79,6 +94,7 @@ class MeanShift(nn.Module):
         self.shifter = nn.Conv2d(3, 3, 1)
         with torch.no_grad():
             self.shifter.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+            assert self.shifter.bias is not None
             self.shifter.bias.copy_(sign * torch.tensor(DIV2K_MEAN))
         self.requires_grad_(False)
 
@@ -110,7 +126,8 @@ class Head(nn.Module):
 def multiply_adds(net: SRModel, scale: int, height: int, width: int) -> int:
     """Multiply-adds of the trainable convolutions that enlarge an image of (height, width) input pixels by `scale`.
 
-    Counted by running the network on the meta device: nothing is computed. Biases, activations and the mean shift are not counted.
+    Counted by running the network on the meta device: nothing is computed. Biases, activations and the mean shift are
+    not counted.
     """
     import copy
 

@@ -35,7 +35,8 @@ class Photo:
 def photos_in(folder: str | Path) -> list[Photo]:
     """All images of a folder as RGB, in order of their names.
 
-    A file `index.json` of rows [tile, photograph, ...] tells which tiles belong together; without it each file is a photograph.
+    A file `index.json` of rows [tile, photograph, ...] tells which tiles belong together; without it each file is a
+    photograph.
     """
     from PIL import Image
 
@@ -55,7 +56,8 @@ def photos_in(folder: str | Path) -> list[Photo]:
 
 
 def split(photos: Sequence[Photo], every: int = 6) -> tuple[list[Photo], list[Photo]]:
-    """(training, validation): every `every`-th photograph, with all its tiles, is held out; names in order, so nothing is drawn."""
+    """(training, validation): every `every`-th photograph, with all its tiles, is held out; names in order, so nothing
+    is drawn."""
     names = sorted({photo.photograph for photo in photos})
     held = set(names[every - 1 :: every]) or set(names[-1:])
     if len(names) < 2:
@@ -67,7 +69,8 @@ class Patches:
     """Draws batches of paired crops, with the 8 flips and rotations.
 
     Args:
-        photos: photographs with sides of at least `size * scale` pixels; all are kept in memory, shrunk once for every scale.
+        photos: photographs with sides of at least `size * scale` pixels; all are kept in memory, shrunk once for every
+            scale.
         scales: the factors.
         size: side of a low-resolution crop in pixels. `batch`: crops a draw.
         generator: source of all draws; its state is all that resuming needs.
@@ -75,16 +78,25 @@ class Patches:
     """
 
     def __init__(
-        self, photos: Iterable[Photo], scales: Sequence[int], *, size: int = 24, batch: int = 8, generator: torch.Generator,
-        kind: Kind = "matlab", device: str | torch.device = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        photos: Iterable[Photo],
+        scales: Sequence[int],
+        *,
+        size: int = 24,
+        batch: int = 8,
+        generator: torch.Generator,
+        kind: Kind = "matlab",
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.size, self.batch, self.generator = size, batch, generator
         self.pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
         photos = list(photos)
         for scale in scales:
             fitting = [p.pixels for p in photos if min(p.pixels.shape[1:]) >= size * scale]
             if not fitting:
-                raise ProbatumError(f"no photograph has sides of {size * scale} pixels, as crops of {size} at scale {scale} need")
+                raise ProbatumError(
+                    f"no photograph has sides of {size * scale} pixels, as crops of {size} at scale {scale} need"
+                )
             high = [crop_to_multiple(x, scale) for x in fitting]
             self.pairs[scale] = [(degrade(x, scale, kind).to(device), x.to(device)) for x in high]
 
@@ -95,7 +107,8 @@ class Patches:
         def integer(limit: int) -> int:
             return int(torch.randint(limit, (), generator=self.generator))
 
-        low, high = [], []
+        low: list[Tensor] = []
+        high: list[Tensor] = []
         for _ in range(self.batch):
             x, y = pairs[integer(len(pairs))]
             top, left, turn = integer(x.shape[1] - size + 1), integer(x.shape[2] - size + 1), integer(8)
@@ -103,5 +116,7 @@ class Patches:
                 crop = source[:, top * factor : (top + size) * factor, left * factor : (left + size) * factor]
                 crop = crop.rot90(turn % 4, (1, 2))
                 out.append(crop.flip(2) if turn > 3 else crop)
-        a, b = (torch.stack(side).float().div_(255).contiguous(memory_format=torch.channels_last) for side in (low, high))
+        a, b = (
+            torch.stack(side).float().div_(255).contiguous(memory_format=torch.channels_last) for side in (low, high)
+        )
         return a, b

@@ -1,4 +1,5 @@
-"""PNG by strips and in 16 bits: what Pillow does not do (it reads 16-bit colour as 8 bits, and writes only whole images).
+"""PNG by strips and in 16 bits: what Pillow does not do (it reads 16-bit colour as 8 bits, and writes only whole
+images).
 
 >>> import io, numpy as np
 >>> file, rows = io.BytesIO(), np.arange(18, dtype=np.uint16).reshape(2, 3, 3) * 3000
@@ -26,7 +27,8 @@ CHANNELS = {kind: count for count, kind in COLOUR_TYPES.items()}
 
 @dataclass(frozen=True)
 class Decoded:
-    """Pixels (H, W, C) uint16 (C: 1 grey, 2 with alpha, 3 RGB, 4 with alpha), ICC profile and EXIF (TIFF part), if any."""
+    """Pixels (H, W, C) uint16 (C: 1 grey, 2 with alpha, 3 RGB, 4 with alpha), ICC profile and EXIF (TIFF part), if
+    any."""
 
     pixels: np.ndarray
     icc: bytes | None
@@ -82,7 +84,8 @@ def decode(data: bytes) -> Decoded:
 
 
 def _unfilter(rows: np.ndarray, step: int) -> np.ndarray:
-    """Undo PNG's row filters, all rows at once along anti-diagonals: a pixel needs its left, upper and upper left neighbours only."""
+    """Undo PNG's row filters, all rows at once along anti-diagonals: a pixel needs its left, upper and upper left
+    neighbours only."""
     kinds, height = rows[:, 0], len(rows)
     if kinds.max(initial=0) > 4:
         raise ValueError(f"row filter {kinds.max()}")
@@ -145,7 +148,8 @@ class Writer:
         self.left -= len(rows)
 
     def _filtered(self, rows: np.ndarray) -> np.ndarray:
-        """Each row with the filter (Sub, Up or Paeth) whose differences are smallest in sum, the usual guess of what packs best."""
+        """Each row with the filter (Sub, Up or Paeth) whose differences are smallest in sum, the usual guess of what
+        packs best."""
         above = np.concatenate([self.above, rows[:-1]])
         self.above = rows[-1:].copy()
         a = np.zeros(rows.shape, np.int16)

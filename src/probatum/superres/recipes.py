@@ -1,11 +1,11 @@
 """How the weights that we ship were trained: `python -m probatum.superres.recipes RECIPE --data FOLDER --out FOLDER`.
 
-`tiles` cuts training tiles from a folder of photographs. Ours came from two Debian packages, lomiri-wallpapers-16.04 and mate-backgrounds
-(`apt download`, `dpkg-deb -x`).
-`claim` trains the nets of the claim `carn:quality`, CARN and the plain residual net of equal cost, five seeds each: first the rate of each
-arm from one grid on held-out photographs, then all runs in turns, so that none is favoured by a stop. `upscale` trains the
-full-size net of the command `upscale`. Both stop and go on: started again, they continue from their last checkpoints. `export`
-writes half-precision weights and their .json.
+`tiles` cuts training tiles from a folder of photographs. Ours came from two Debian packages, lomiri-wallpapers-16.04
+and mate-backgrounds (`apt download`, `dpkg-deb -x`).
+`claim` trains the nets of the claim `carn:quality`, CARN and the plain residual net of equal cost, five seeds each:
+first the rate of each arm from one grid on held-out photographs, then all runs in turns, so that none is favoured by a
+stop. `upscale` trains the full-size net of the command `upscale`. Both stop and go on: started again, they continue
+from their last checkpoints. `export` writes half-precision weights and their .json.
 """
 
 import argparse
@@ -37,7 +37,9 @@ FULL: dict[str, dict[str, Any]] = {
 }
 
 
-def seeded(config: dict[str, Any], photos: list[Photo], seed: int, *, size: int, batch: int, device: str, **options: Any) -> Fit:
+def seeded(
+    config: dict[str, Any], photos: list[Photo], seed: int, *, size: int, batch: int, device: str, **options: Any
+) -> Fit:
     """A run from its seed: weights at the start and draws depend on nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -54,7 +56,8 @@ def claim_fit(arm: str, photos: list[Photo], seed: int, steps: int, lr: float, d
 
 
 def choose_rates(train: list[Photo], held: list[Photo], steps: int, out: Path, device: str) -> dict[str, float]:
-    """Each arm's rate: the best of GRID by PSNR on held-out photographs after `steps` steps of a seed that no net of the claim has."""
+    """Each arm's rate: the best of GRID by PSNR on held-out photographs after `steps` steps of a seed that no net of
+    the claim has."""
     path = out / "rates.json"
     done: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
     for arm in ARMS:
@@ -87,7 +90,10 @@ def train_claim(args: argparse.Namespace) -> None:
             if run.step < args.steps and run.step == min(other.step for other in runs.values()):
                 run.advance(args.turn)
                 run.save(args.out / f"{name}.pt")
-                say(f"{name} step {run.step}/{args.steps} loss {fmean(run.losses[-args.turn :]):.5f} {run.seconds:.0f} s")
+                say(
+                    f"{name} step {run.step}/{args.steps} "
+                    f"loss {fmean(run.losses[-args.turn :]):.5f} {run.seconds:.0f} s"
+                )
     base = fmean(validate(None, held, 2))
     for name, run in runs.items():
         net = run.result()
@@ -98,9 +104,17 @@ def train_claim(args: argparse.Namespace) -> None:
 def train_full(args: argparse.Namespace) -> None:
     train, held = split(photos_in(args.data))
     run = seeded(
-        FULL[args.model], train, args.seed, size=args.size, batch=args.batch, device=args.device, steps=args.steps, lr=args.lr,
-        schedule=args.schedule, average=0.999,
-    )  # fmt: skip
+        FULL[args.model],
+        train,
+        args.seed,
+        size=args.size,
+        batch=args.batch,
+        device=args.device,
+        steps=args.steps,
+        lr=args.lr,
+        schedule=args.schedule,
+        average=0.999,
+    )
     path = args.out / f"{args.model}.pt"
     if path.is_file():
         run.load(path)
@@ -115,24 +129,40 @@ def train_full(args: argparse.Namespace) -> None:
             say(f"{args.model} step {run.step}/{args.steps} loss {fmean(run.losses[-200:]):.5f} {run.seconds:.0f} s")
         if run.step % args.validate == 0:
             net = run.result()
-            scores = {s: fmean(validate(net, held[::4], s)) - fmean(validate(None, held[::4], s)) for s in net.scales}
+            scores = {
+                s: fmean(validate(net, held[::4], s)) - fmean(validate(None, held[::4], s)) for s in run.patches.pairs
+            }
             say("over bicubic on held-out tiles: " + ", ".join(f"x{s} {gain:+.3f} dB" for s, gain in scores.items()))
 
     run.advance(watch=watch)
     say("done")
 
 
-def describe(name: str, net: torch.nn.Module, run: Fit, args: argparse.Namespace, held: list[Photo], base: float, lr: float) -> None:
+def describe(
+    name: str, net: torch.nn.Module, run: Fit, args: argparse.Namespace, held: list[Photo], base: float, lr: float
+) -> None:
     """Write a claim net and what made it."""
     weights.save(net, args.out / f"{name}.safetensors")
     scores = validate(net, held, 2)
     note = {
-        "config": net.config(), "seed": int(name.rpartition("_")[2]), "steps": run.step, "steps_asked_by_the_protocol": 30_000,
-        "batch": 8, "patch": 24, "lr": lr, "lr_grid": list(GRID), "schedule": "cosine, 50 steps of warm-up", "loss": "L1",
-        "optimizer": "Adam (0.9, 0.99), gradient norm at most 1", "degradation": "matlab bicubic", "training_seconds": round(run.seconds),
-        "training_data": data_note(args.data), "held_out_psnr_y": round(fmean(scores), 3), "held_out_bicubic_psnr_y": round(base, 3),
+        "config": ARMS[name.partition("_")[0]],
+        "seed": int(name.rpartition("_")[2]),
+        "steps": run.step,
+        "steps_asked_by_the_protocol": 30_000,
+        "batch": 8,
+        "patch": 24,
+        "lr": lr,
+        "lr_grid": list(GRID),
+        "schedule": "cosine, 50 steps of warm-up",
+        "loss": "L1",
+        "optimizer": "Adam (0.9, 0.99), gradient norm at most 1",
+        "degradation": "matlab bicubic",
+        "training_seconds": round(run.seconds),
+        "training_data": data_note(args.data),
+        "held_out_psnr_y": round(fmean(scores), 3),
+        "held_out_bicubic_psnr_y": round(base, 3),
         "command": f"python -m probatum.superres.recipes claim --data FOLDER --out FOLDER --steps {run.step}",
-    }  # fmt: skip
+    }
     (args.out / f"{name}.json").write_text(json.dumps(note, indent=1) + "\n")
     say(f"{name}: {fmean(scores):.3f} dB on held-out tiles, bicubic {base:.3f}")
 
@@ -141,7 +171,8 @@ def data_note(folder: Path) -> str:
     photos = photos_in(folder)
     count = len({photo.photograph for photo in photos})
     pixels = sum(photo.pixels[0].numel() for photo in photos) / 1e6
-    return f"{len(photos)} tiles of {count} photographs, {pixels:.1f} megapixels, every sixth photograph held out ({Path(folder).name})"
+    size = f"{len(photos)} tiles of {count} photographs, {pixels:.1f} megapixels"
+    return f"{size}, every sixth photograph held out ({Path(folder).name})"
 
 
 def export_full(args: argparse.Namespace) -> None:
@@ -151,24 +182,39 @@ def export_full(args: argparse.Namespace) -> None:
     run = seeded(config, train[:1], args.seed, size=24, batch=1, device="cpu", steps=1, lr=args.lr, average=0.999)
     run.load(args.out / f"{args.model}.pt")
     net = run.result()
-    gains = {s: [fmean(validate(net, held, s)), fmean(validate(None, held, s))] for s in net.scales}
+    gains = {s: [fmean(validate(net, held, s)), fmean(validate(None, held, s))] for s in config["scale"]}
     weights.save(net, args.to / f"{args.model}.safetensors")
     note = {
-        "config": net.config(), "seed": args.seed, "steps": run.step, "batch": args.batch, "patch": args.size, "lr": args.lr,
-        "schedule": args.schedule, "average": 0.999, "loss": "L1", "optimizer": "Adam (0.9, 0.99), gradient norm at most 1",
-        "degradation": "matlab bicubic", "training_seconds": round(run.seconds), "training_data": data_note(args.data),
+        "config": config,
+        "seed": args.seed,
+        "steps": run.step,
+        "batch": args.batch,
+        "patch": args.size,
+        "lr": args.lr,
+        "schedule": args.schedule,
+        "average": 0.999,
+        "loss": "L1",
+        "optimizer": "Adam (0.9, 0.99), gradient norm at most 1",
+        "degradation": "matlab bicubic",
+        "training_seconds": round(run.seconds),
+        "training_data": data_note(args.data),
         "held_out_psnr_y": {f"x{s}": {"net": round(a, 3), "bicubic": round(b, 3)} for s, (a, b) in gains.items()},
-        "command": f"python -m probatum.superres.recipes upscale --model {args.model} --data FOLDER --out FOLDER --steps {run.step}",
-    }  # fmt: skip
+        "command": f"python -m probatum.superres.recipes upscale --model {args.model} --data FOLDER --out FOLDER "
+        f"--steps {run.step}",
+    }
     (args.to / f"{args.model}.json").write_text(json.dumps(note, indent=1) + "\n")
-    say(f"{args.model} after {run.step} steps: " + ", ".join(f"x{s} {a:.3f} dB, bicubic {b:.3f}" for s, (a, b) in gains.items()))
+    say(
+        f"{args.model} after {run.step} steps: "
+        + ", ".join(f"x{s} {a:.3f} dB, bicubic {b:.3f}" for s, (a, b) in gains.items())
+    )
 
 
 def cut_tiles(args: argparse.Namespace) -> None:
-    """256 x 256 tiles of photographs, halved with a box filter first, which takes most traces of JPEG away; flat tiles are left out."""
+    """256 x 256 tiles of photographs, halved with a box filter first, which takes most traces of JPEG away; flat tiles
+    are left out."""
     from PIL import Image
 
-    rows = []
+    rows: list[list] = []
     for path in sorted(p for p in args.data.rglob("*") if p.suffix.lower() in ENDINGS):
         with Image.open(path) as image:
             pixels = torch.from_numpy(np.array(image.convert("RGB").reduce(2)))

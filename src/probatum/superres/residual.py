@@ -1,4 +1,5 @@
-"""The plain residual network: EDSR's body (Lim et al. 2017, arXiv 1707.02921) as the baseline of the family's comparisons.
+"""The plain residual network: EDSR's body (Lim et al. 2017, arXiv 1707.02921) as the baseline of the family's
+comparisons.
 
 >>> net = PlainResidual(scale=2, width=8, blocks=2)
 >>> tuple(net(torch.rand(1, 3, 5, 7)).shape)
@@ -21,7 +22,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, factor: float) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1)
+        )
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +36,8 @@ class PlainResidual(nn.Module):
 
     Args:
         scale: factor, or several that share the trunk; each of 2, 3, 4.
-        width: channels. `blocks`: residual blocks; 10 match CARN of the same width in multiply-adds and parameters (-4 %).
+        width: channels. `blocks`: residual blocks; 10 match CARN of the same width in multiply-adds and parameters (-4
+            %).
         residual_scale: factor of each block's branch (EDSR's baseline: 1; its large net: 0.1).
         skip: add the bicubic enlargement and start the last convolution at zero, so that training begins at bicubic.
     Input and output: (N, 3, H, W) floats in 0..1 -> (N, 3, scale H, scale W), not clipped.
@@ -42,7 +46,13 @@ class PlainResidual(nn.Module):
     multiple = 1
 
     def __init__(
-        self, scale: int | Sequence[int] = 2, *, width: int = 64, blocks: int = 10, residual_scale: float = 1.0, skip: bool = False
+        self,
+        scale: int | Sequence[int] = 2,
+        *,
+        width: int = 64,
+        blocks: int = 10,
+        residual_scale: float = 1.0,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         self.scales = (scale,) if isinstance(scale, int) else tuple(scale)
@@ -54,11 +64,14 @@ class PlainResidual(nn.Module):
         self.radius = 1 + 2 * blocks + 1 + 1
         self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
         self.entry = nn.Conv2d(3, width, 3, padding=1)
-        self.trunk = nn.Sequential(*(Block(width, residual_scale) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1))
+        self.trunk = nn.Sequential(
+            *(Block(width, residual_scale) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1)
+        )
         self.heads = nn.ModuleDict({f"up{s}": Head(width, s, "edsr") for s in self.scales})
         self.exit = nn.Conv2d(width, 3, 3, padding=1)
-        # PyTorch's own weights at the start: without fusions between them, blocks of Kaiming weights double the variance each. After 250
-        # steps on held-out tiles: +1.30 dB over bicubic, +1.14 with Kaiming weights and branches scaled by 0.1.
+        # PyTorch's own weights at the start: without fusions between them, blocks of Kaiming weights double the
+        # variance each. After 250 steps on held-out tiles: +1.30 dB over bicubic, +1.14 with Kaiming weights and
+        # branches scaled by 0.1.
         if skip:
             nn.init.zeros_(self.exit.weight)
 
@@ -71,4 +84,10 @@ class PlainResidual(nn.Module):
 
     def config(self) -> dict:
         """What rebuilds it, beside its weights."""
-        return {"model": "plain", "scale": list(self.scales), "width": self.width, "blocks": self.blocks, "skip": self.skip}
+        return {
+            "model": "plain",
+            "scale": list(self.scales),
+            "width": self.width,
+            "blocks": self.blocks,
+            "skip": self.skip,
+        }

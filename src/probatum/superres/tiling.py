@@ -1,7 +1,8 @@
 """Enlarging big images piece by piece, with the same pixels as in one piece.
 
-A tile is run with a border of the network's receptive radius, cut only by the image's own border, so that zero padding falls where it falls
-for the whole image; the border is thrown away. Nothing is blended, because nothing differs (beyond the rounding of a convolution, 1e-7).
+A tile is run with a border of the network's receptive radius, cut only by the image's own border, so that zero padding
+falls where it falls for the whole image; the border is thrown away. Nothing is blended, because nothing differs (beyond
+the rounding of a convolution, 1e-7).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ SMALLEST = 16
 def bytes_per_pixel(net: SRModel, scale: int) -> float:
     """Bytes that enlarging one input pixel holds at its peak, in float32; the weights are not counted.
 
-    The largest (input + output) of a layer, found on the meta device, times 2 for buffers inside convolutions, which measurements here
-    stay below.
+    The largest (input + output) of a layer, found on the meta device, times 2 for buffers inside convolutions, which
+    measurements here stay below.
     """
     import copy
 
@@ -50,15 +51,23 @@ def tile_for(net: SRModel, scale: int, budget: float) -> int:
 
 @torch.inference_mode()
 def strips(
-    run: Callable[[Tensor, int], Tensor], image: Tensor, scale: int, *, tile: int, overlap: int, device: str | torch.device = "cpu",
+    run: Callable[[Tensor, int], Tensor],
+    image: Tensor,
+    scale: int,
+    *,
+    tile: int,
+    overlap: int,
+    device: str | torch.device = "cpu",
     finish: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Tensor]:  # fmt: skip
-    """Enlarged horizontal strips of an image from top to bottom; neither it nor the result is ever on the device as a whole.
+) -> Iterator[Tensor]:
+    """Enlarged horizontal strips of an image from top to bottom; neither it nor the result is ever on the device as a
+    whole.
 
     Args:
         run: network or function of (N, C, h, w) floats in 0..1 and the scale.
         image: (C, H, W), uint8 or uint16 (scaled to 0..1) or floats in 0..1, on the CPU.
-        tile: side of a tile's core in input pixels. `overlap`: border run with it; the receptive radius makes the result exact.
+        tile: side of a tile's core in input pixels. `overlap`: border run with it; the receptive radius makes the
+            result exact.
         finish: made of each enlarged tile (C', h, w) before it is put in its place, such as rounding to 8 bits.
     Yields:
         (C, scale h, scale W) on the CPU: floats, not clipped, or what `finish` makes.
@@ -77,8 +86,14 @@ def strips(
                 right = min(width, left + tile)
                 y0, y1 = max(0, top - overlap), min(height, bottom + overlap)
                 x0, x1 = max(0, left - overlap), min(width, right + overlap)
-                x = (image[None, :, y0:y1, x0:x1].to(torch.float32) / peak).to(device).contiguous(memory_format=torch.channels_last)
-                y = run(x, scale)[0, :, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale]
+                x = (
+                    (image[None, :, y0:y1, x0:x1].to(torch.float32) / peak)
+                    .to(device)
+                    .contiguous(memory_format=torch.channels_last)
+                )
+                y = run(x, scale)[
+                    0, :, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale
+                ]
                 y = (finish(y) if finish else y).cpu()
                 if out is None:
                     out = torch.empty(y.shape[0], (bottom - top) * scale, width * scale, dtype=y.dtype)
@@ -100,19 +115,25 @@ def strips(
 
 def _out_of_memory(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
 
 
 def tiled(net: SRModel, x: Tensor, scale: int, *, tile: int, overlap: int | None = None) -> Tensor:
     """Enlarge (N, 3, H, W) floats by tiles; equal to `net(x, scale)` up to the rounding of a convolution.
 
     Args:
-        tile: side of a tile's core. `overlap`: default the net's receptive radius, which is exact; less is faster and differs (CARN: by
-            1e-6 at 16, 1e-3 at 8).
+        tile: side of a tile's core. `overlap`: default the net's receptive radius, which is exact; less is faster and
+            differs (CARN: by 1e-6 at 16, 1e-3 at 8).
     """
     if overlap is None:
         overlap = net.radius
     if overlap is None:
         raise ProbatumError("this net sees the whole image: give an overlap, and expect seams")
     device = x.device
-    return torch.stack([torch.cat(list(strips(net, image.cpu(), scale, tile=tile, overlap=overlap, device=device)), 1) for image in x]).to(device)
+    return torch.stack(
+        [torch.cat(list(strips(net, image.cpu(), scale, tile=tile, overlap=overlap, device=device)), 1) for image in x]
+    ).to(device)

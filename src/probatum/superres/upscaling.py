@@ -1,7 +1,8 @@
 """Enlarging files and folders: what `probatum upscale` does, as functions.
 
-A folder's tree is made again under the output folder, file by file. Each result is written beside its place and renamed, then listed in
-`.probatum-upscale.jsonl` of the output folder, so that the same command goes on after a stop of any kind and skips what is finished.
+A folder's tree is made again under the output folder, file by file. Each result is written beside its place and
+renamed, then listed in `.probatum-upscale.jsonl` of the output folder, so that the same command goes on after a stop of
+any kind and skips what is finished.
 """
 
 import hashlib
@@ -38,8 +39,8 @@ class Upscaler:
         model: name of weights that we ship, or a file.
         scale: factor; must be one of the net's.
         tile: side of a tile in input pixels, or "auto": as large as `budget` bytes allow.
-        device: torch device. `budget`: bytes for a tile; default 768 MiB on a CPU (a third of the free memory, if that is less), half
-            of the free memory on a CUDA device.
+        device: torch device. `budget`: bytes for a tile; default 768 MiB on a CPU (a third of the free memory, if that
+            is less), half of the free memory on a CUDA device.
     Raises:
         ProbatumError: unknown model, a scale that the net has no head for, a tile below 16.
         NotHere: no such device.
@@ -85,7 +86,13 @@ class Upscaler:
         top = 0
         image = _planes(colour)
         for strip in strips(
-            self.net, image.expand(3, -1, -1), self.scale, tile=self.size, overlap=self.net.radius or 0, device=self.device, finish=finish
+            self.net,
+            image.expand(3, -1, -1),
+            self.scale,
+            tile=self.size,
+            overlap=self.net.radius or 0,
+            device=self.device,
+            finish=finish,
         ):
             rows = strip.permute(1, 2, 0).numpy()
             if alpha is not None:
@@ -104,12 +111,20 @@ class Upscaler:
 
 def upscale_array(upscaler: Upscaler, pixels: np.ndarray) -> np.ndarray:
     """Enlarge one array (H, W) grey, (H, W, 2), (H, W, 3) or (H, W, 4) with alpha last; uint8 or uint16 in and out."""
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 2, 3, 4)):
-        raise ProbatumError(f"pixels must be uint8 or uint16, (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}")
+    if (
+        pixels.dtype not in (np.uint8, np.uint16)
+        or pixels.ndim not in (2, 3)
+        or (pixels.ndim == 3 and pixels.shape[2] not in (1, 2, 3, 4))
+    ):
+        raise ProbatumError(
+            f"pixels must be uint8 or uint16, (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}"
+        )
     apart = pixels.ndim == 3 and pixels.shape[2] in (2, 4)
     colour = pixels[..., :-1] if apart else pixels
     colour = colour[..., 0] if colour.ndim == 3 and colour.shape[2] == 1 else colour
-    return np.concatenate(list(upscaler.rows(media.Picture(colour, pixels[..., -1] if apart else None, None, None, "png"))))
+    return np.concatenate(
+        list(upscaler.rows(media.Picture(colour, pixels[..., -1] if apart else None, None, None, "png")))
+    )
 
 
 def _planes(pixels: np.ndarray) -> Tensor:
@@ -119,7 +134,8 @@ def _planes(pixels: np.ndarray) -> Tensor:
 
 
 def _fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Give pixels that are wholly transparent the colour of the nearest one that is not: what they hide must not bleed into edges."""
+    """Give pixels that are wholly transparent the colour of the nearest one that is not: what they hide must not bleed
+    into edges."""
     hidden = alpha == 0
     if not hidden.any() or hidden.all():
         return colour
@@ -134,7 +150,9 @@ def _check_device(device: str) -> None:
         kind = torch.device(device)
     except RuntimeError:
         raise ProbatumError(f"--device must be cpu, cuda, cuda:N or mps, got {device!r}") from None
-    if (kind.type == "cuda" and not torch.cuda.is_available()) or (kind.type == "mps" and not torch.backends.mps.is_available()):
+    if (kind.type == "cuda" and not torch.cuda.is_available()) or (
+        kind.type == "mps" and not torch.backends.mps.is_available()
+    ):
         raise NotHere(f"this machine has no {kind.type} device that torch can use")
 
 
@@ -151,7 +169,8 @@ def _budget(device: str) -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """A file to enlarge: where from, where to, its size as stored (0 where the header is unreadable), and what is wrong with it."""
+    """A file to enlarge: where from, where to, its size as stored (0 where the header is unreadable), and what is wrong
+    with it."""
 
     source: Path
     target: Path
@@ -178,11 +197,12 @@ class Result:
 def plan(inputs: Sequence[str | Path], out: str | Path, form: str = "auto") -> tuple[list[Job], bool, str]:
     """What `inputs` mean: (jobs, single, format).
 
-    One file and an OUT that ends like an image: that file is written (single). Otherwise OUT is a folder: folders in `inputs` are walked, and their trees made
-    again in it; links to folders are not followed.
+    One file and an OUT that ends like an image: that file is written (single). Otherwise OUT is a folder: folders in
+    `inputs` are walked, and their trees made again in it; links to folders are not followed.
 
     Raises:
-        ProbatumError: no such input, nothing to enlarge in it, two inputs for one output, a format that OUT's ending contradicts.
+        ProbatumError: no such input, nothing to enlarge in it, two inputs for one output, a format that OUT's ending
+            contradicts.
     """
     out = Path(out)
     if form != "auto" and form not in media.FORMATS:
@@ -208,7 +228,9 @@ def plan(inputs: Sequence[str | Path], out: str | Path, form: str = "auto") -> t
     for job in jobs:
         other = owner.setdefault(job.target, job.source)
         if other != job.source:
-            raise ProbatumError(f"{other} and {job.source} would both become {job.target}; enlarge them into different folders")
+            raise ProbatumError(
+                f"{other} and {job.source} would both become {job.target}; enlarge them into different folders"
+            )
     return list({job.source: job for job in jobs}.values()), False, form
 
 
@@ -237,7 +259,9 @@ def _named(path: Path, own: str, form: str) -> Path:
 
 
 def _format_of(out: Path, form: str) -> str:
-    meant = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".png": "png", ".webp": "webp"}.get(out.suffix.lower())
+    meant = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".png": "png", ".webp": "webp"}.get(
+        out.suffix.lower()
+    )
     if meant is None:
         raise ProbatumError(f"-o {out}: results are written as {', '.join(media.FORMATS.values())}, got {out.suffix}")
     if form not in ("auto", meant):
@@ -259,7 +283,13 @@ class Watch:
 
 
 def run(
-    upscaler: Upscaler, jobs: Sequence[Job], *, out: Path | None, form: str = "auto", overwrite: bool = False, watch: Watch | None = None
+    upscaler: Upscaler,
+    jobs: Sequence[Job],
+    *,
+    out: Path | None,
+    form: str = "auto",
+    overwrite: bool = False,
+    watch: Watch | None = None,
 ) -> list[Result]:
     """Enlarge the files of a plan. A file that fails is reported and the others go on.
 
@@ -282,7 +312,12 @@ def run(
                 if isinstance(error, NotHere):
                     raise
                 text = str(error)
-                result = Result(str(job.source), str(job.target), "failed", error=text if str(job.source) in text else f"{job.source}: {text}")
+                result = Result(
+                    str(job.source),
+                    str(job.target),
+                    "failed",
+                    error=text if str(job.source) in text else f"{job.source}: {text}",
+                )
             result.seconds = round(time.perf_counter() - begun, 3)
             results.append(result)
             watch.end(job, result)
@@ -323,7 +358,8 @@ def _one(upscaler: Upscaler, job: Job, form: str, overwrite: bool, ledger: "Ledg
 
 
 class Ledger:
-    """Which files of an output folder this command made, from what, with what: one JSON line each, the last of a file counts."""
+    """Which files of an output folder this command made, from what, with what: one JSON line each, the last of a file
+    counts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / LEDGER
@@ -346,12 +382,16 @@ class Ledger:
         return row["key"] if now.st_size == row["size"] and _sha(target) == row["sha256"] else None
 
     def add(self, target: Path, partial: Path, key: str) -> None:
-        """Before `partial` is renamed to `target`: a kill between the two costs one file's work, never a file's safety."""
+        """Before `partial` is renamed to `target`: a kill between the two costs one file's work, never a file's
+        safety."""
         now = partial.stat()
-        row = {
-            "file": target.relative_to(self.folder).as_posix(), "key": key, "size": now.st_size, "mtime_ns": now.st_mtime_ns,
+        row: dict[str, Any] = {
+            "file": target.relative_to(self.folder).as_posix(),
+            "key": key,
+            "size": now.st_size,
+            "mtime_ns": now.st_mtime_ns,
             "sha256": _sha(partial),
-        }  # fmt: skip
+        }
         torn = self.path.is_file() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(("\n" if torn else "") + json.dumps(row) + "\n")

@@ -1,8 +1,9 @@
-"""Weight files: ours (safetensors with the configuration in their header) and other people's (recognised by their keys)."""
+"""Weight files: ours (safetensors with the configuration in their header) and other people's (recognised by their
+keys)."""
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from probatum.superres.residual import PlainResidual
 
 __all__ = ["NETS", "build", "load", "save", "shipped", "shipped_files"]
 
-NETS = {"carn": carn.CARN, "carn_m": carn.CARNM, "plain": PlainResidual}
+NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "plain": PlainResidual}
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a configuration: {"model": one of NETS, "scale": ..., other arguments}, with weights as at the start of training."""
+    """The network of a configuration: {"model": one of NETS, "scale": ..., other arguments}, with weights as at the
+    start of training."""
     options = dict(config)
     name = options.pop("model", None)
     if name not in NETS:
@@ -31,12 +33,13 @@ def build(config: Mapping[str, Any]) -> nn.Module:
 
 
 def save(net: nn.Module, path: str | Path, *, half: bool = True) -> None:
-    """Write weights (half precision by default) and configuration as safetensors; a kill in mid-save leaves nothing half written."""
+    """Write weights (half precision by default) and configuration as safetensors; a kill in mid-save leaves nothing
+    half written."""
     from safetensors.torch import save_file
 
     kind = torch.float16 if half else torch.float32
     state = {name: value.detach().to("cpu", kind).contiguous() for name, value in net.state_dict().items()}
-    save_file(state, str(path), metadata={"probatum": json.dumps(net.config())})
+    save_file(state, str(path), metadata={"probatum": json.dumps(net.config())})  # type: ignore[operator]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -53,7 +56,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     except ImportError:
         raise MissingExtra("reading weights needs safetensors: pip install 'probatum[superres]'") from None
     except pickle.UnpicklingError:
-        raise ProbatumError(f"{path.name} holds more than tensors and is refused: a pickle can run code when it is read") from None
+        raise ProbatumError(
+            f"{path.name} holds more than tensors and is refused: a pickle can run code when it is read"
+        ) from None
     except Exception as error:
         raise ProbatumError(f"{path.name} cannot be read as weights: {str(error).splitlines()[0]}") from None
     for name in WRAPPERS:
@@ -65,23 +70,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode: ours, or the authors' CARN and CARN-M, with or without wrappers and `module.`.
+    """The network in a file, in evaluation mode: ours, or the authors' CARN and CARN-M, with or without wrappers and
+    `module.`.
 
     Args:
         path: .safetensors, or a pickle that holds only tensors.
         expect: a name of NETS that it must be; None takes what it is.
     Raises:
-        ProbatumError: unreadable; not a network of ours; another one than expected (says which it looks like and the first key that is
-            missing and unexpected).
+        ProbatumError: unreadable; not a network of ours; another one than expected (says which it looks like and the
+            first key that is missing and unexpected).
     """
     path = Path(path)
     state, config = _read(path)
     state = {name.removeprefix("module."): value.float() for name, value in state.items()}
     known = config or carn.looks_like(state)
     if known is None:
-        raise ProbatumError(f"{path.name} is not a network that this reads ({', '.join(NETS)}); its first key is {next(iter(state), None)!r}")
+        raise ProbatumError(
+            f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
+            f"its first key is {next(iter(state), None)!r}"
+        )
     variant = "CARN-M, group {}".format(known["groups"]) if known["model"] == "carn_m" else known["model"].upper()
-    wanted = build(known if expect is None or known["model"] == expect else {"model": expect, "scale": known["scale"], "width": known["width"]})
+    wanted = build(
+        known
+        if expect is None or known["model"] == expect
+        else {"model": expect, "scale": known["scale"], "width": known["width"]}
+    )
     own = wanted.state_dict()
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
     if missing or extra:
@@ -91,7 +104,10 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
         )
     wrong = next((k for k in own if own[k].shape != state[k].shape), None)
     if wrong:
-        raise ProbatumError(f"{path.name}: {wrong} is {tuple(state[wrong].shape)}, expected {tuple(own[wrong].shape)}; it looks like {variant}")
+        raise ProbatumError(
+            f"{path.name}: {wrong} is {tuple(state[wrong].shape)}, expected {tuple(own[wrong].shape)}; "
+            f"it looks like {variant}"
+        )
     wanted.load_state_dict(state)
     return wanted.eval().to(device)
 
@@ -106,5 +122,7 @@ def shipped(name: str, *, device: str = "cpu") -> nn.Module:
     """A network that we trained and ship, such as "carn"; an unknown name is told the nearest."""
     known = shipped_files()
     if name not in known:
-        raise ProbatumError(f"no weights named {name!r} are shipped: {did_you_mean(name, known) or 'see probatum show carn'}")
+        raise ProbatumError(
+            f"no weights named {name!r} are shipped: {did_you_mean(name, known) or 'see probatum show carn'}"
+        )
     return load(known[name], device=device)

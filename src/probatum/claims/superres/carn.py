@@ -17,8 +17,9 @@ FULL_STEPS = 30_000
 
 
 @claim(
-    "carn", "quality", version=1, says="as good as a plain residual network of equal cost, and above bicubic by half a dB",
-    source="Table 1", reported="x2, Set5 / Set14 / B100 / Urban100: 37.76 / 33.52 / 32.09 / 31.92 dB, at 222.8 G multiply-adds for 1280 x 720",
+    "carn", "quality", version=1, source="Table 1",
+    says="as good as a plain residual network of equal cost, and above bicubic by half a dB",
+    reported="x2, Set5 / Set14 / B100 / Urban100: 37.76 / 33.52 / 32.09 / 31.92 dB; 222.8 G multiply-adds at 720p",
     budgets={"quick": 5, "full": 10},
     holds_if=[
         as_good("psnr", "carn", "plain", kind="items", within=0.1, scope=SHIPPED),
@@ -26,16 +27,16 @@ FULL_STEPS = 30_000
     ],
 )  # fmt: skip
 def quality(run: Run, seed: int) -> None:
-    """PSNR at x2 on sixteen photographs that packages carry (the central 512 x 512 of each), on luma, 2 pixels cut off, low-resolution
-    images by MATLAB's bicubic; a photograph is an item, a training seed a seed. CARN and EDSR's plain residual body, width 32, with
-    multiply-adds and parameters within 4 % of each other, both with a bicubic skip and a last convolution that starts at zero, each
-    with the weights at the start that suit it (CARN: Kaiming, plain: PyTorch's) and with its rate from one grid of four on held-out
-    photographs of the training set.
+    """PSNR at x2 on sixteen photographs that packages carry (the central 512 x 512 of each), on luma, 2 pixels cut off,
+    low-resolution images by MATLAB's bicubic; a photograph is an item, a training seed a seed. CARN and EDSR's plain
+    residual body, width 32, with multiply-adds and parameters within 4 % of each other, both with a bicubic skip and a
+    last convolution that starts at zero, each with the weights at the start that suit it (CARN: Kaiming, plain:
+    PyTorch's) and with its rate from one grid of four on held-out photographs of the training set.
 
-    `quick` measures weights that we trained and ship: 1,250 steps of 8 crops of 24 x 24 pixels on 144 tiles of photographs, none of
-    which is among the sixteen. That is far below the 30,000 steps that the protocol asks for and that `full` trains, so quick speaks of
-    short trainings: in fewer steps than these the arms end within tenths of a dB of bicubic. `full` trains every net again on the
-    folder PROBATUM_PHOTOS. CARN-M shares its weights, so no plain net matches it in both counts; it is an arm of `compare superres`.
+    `quick` measures weights that we trained and ship: 1,250 steps of 8 crops of 24 x 24 pixels on 144 tiles of
+    photographs, none of which is among the sixteen. That is far below the 30,000 steps that the protocol asks for and
+    that `full` trains on the folder PROBATUM_PHOTOS: quick speaks of short trainings. CARN-M shares its weights, so no
+    plain net matches it in both counts; it is an arm of `compare superres` when its weights are there.
     """
     from statistics import fmean
 
@@ -71,13 +72,16 @@ def measure(net: "nn.Module | None", photos: "list[Photo]") -> tuple[list[float]
 
 
 def trained(run: Run, arm: str, seed: int) -> "nn.Module":
-    """The net of a seed: shipped in quick, trained in full, and for 50 steps in smoke on photographs that are not measured."""
+    """The net of a seed: shipped in quick, trained in full, and for 50 steps in smoke on photographs that are not
+    measured."""
     from probatum.superres import recipes, weights
     from probatum.superres.patches import Patches, Photo
 
     if run.budget == "quick":
         net = weights.shipped(f"quality_{arm}_{seed}", device=run.device)
-        run.note("quick measures shipped weights (1,250 training steps; the protocol asks for 30,000, which full trains)")
+        run.note(
+            "quick measures shipped weights (1,250 training steps; the protocol asks for 30,000, which full trains)"
+        )
         return net
     if run.smoke:
         import torch
@@ -112,7 +116,8 @@ def training_folder() -> Path:
         if os.environ.get(variable) and (Path(os.environ[variable]) / inside).is_dir():
             return Path(os.environ[variable]) / inside
     raise ProbatumError(
-        "full trains on photographs: set PROBATUM_PHOTOS to a folder of them, such as `python -m probatum.superres.recipes tiles` cuts"
+        "full trains on photographs: set PROBATUM_PHOTOS to a folder of them, "
+        "such as `python -m probatum.superres.recipes tiles` cuts"
     )
 
 
@@ -123,16 +128,29 @@ def gains(run: Run) -> None:
 
     from probatum.data.photos import NAMES
 
-    curves = {system: [row.samples for row in run.table.of(system, "psnr").values()] for system in ("bicubic", "plain", "carn")}
+    curves = {
+        system: [row.samples or () for row in run.table.of(system, "psnr").values()]
+        for system in ("bicubic", "plain", "carn")
+    }
     count = len(curves["bicubic"][0])
-    with run.figure("gains", "gain over bicubic on each photograph, mean and range over training seeds (dB)", size=(7.2, 4.2)) as figure:
+    with run.figure(
+        "gains", "gain over bicubic on each photograph, mean and range over training seeds (dB)", size=(7.2, 4.2)
+    ) as figure:
         axes = figure.subplots()
         base = np.array(curves["bicubic"])
         for system, colour, shift in (("plain", "#8a8a8a", -0.2), ("carn", "#0b6e4f", 0.2)):
             gain = np.array(curves[system]) - base
             mean = gain.mean(0)
             spread = np.maximum([mean - gain.min(0), gain.max(0) - mean], 0)
-            axes.bar(np.arange(count) + shift, mean, 0.4, yerr=spread, color=colour, label=system, error_kw={"linewidth": 0.8})
+            axes.bar(
+                np.arange(count) + shift,
+                mean,
+                0.4,
+                yerr=spread,
+                color=colour,
+                label=system,
+                error_kw={"linewidth": 0.8},
+            )
         axes.axhline(0.5, linestyle=":", color="#444444", linewidth=1, label="the margin")
         axes.set_xticks(range(count), NAMES[:count], rotation=60, ha="right")
         axes.set_ylabel("PSNR above bicubic (dB)")
@@ -161,4 +179,8 @@ def pictures(run: Run) -> None:
         panels = [seen, enlarge(None, low, 2), *(enlarge(net, low, 2) for net in nets), high]
         rows.append(torch.cat([panel.repeat_interleave(2, 1).repeat_interleave(2, 2) for panel in panels], 2))
     pixels = torch.cat(rows, 1).permute(1, 2, 0).numpy().astype(np.uint8)
-    run.image("pictures", pixels, "x2, from left to right: the input's pixels, bicubic, plain residual net, CARN, the original")
+    run.image(
+        "pictures",
+        pixels,
+        "x2, from left to right: the input's pixels, bicubic, plain residual net, CARN, the original",
+    )

@@ -1,12 +1,14 @@
-"""carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded memory.
+"""carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
+memory.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
-`whole`: x4 of one photograph, by `upscale` and by one eager call of the network on the whole image (memory as torch makes it, no tiles);
-every run is a fresh process, the arms alternate, a ratio is eager / ours of one round: above 1 ours is faster. `photo12`: a photograph of
-12 megapixels to PNG at x4, as the command does it; by default its first two strips, because memory is flat after them (`--strips 0`
-takes all). Memory is what the process held at most beyond what it held before the picture was read. Peers: super-image 0.2 and torchsr 1.0
-hold CARN, but take weights from a hub only, so there is nothing to time on this machine.
+`whole`: x4 of one photograph, by `upscale` and by one eager call of the network on the whole image (memory as torch
+makes it, no tiles); every run is a fresh process, the arms alternate, a ratio is eager / ours of one round: above 1
+ours is faster. `photo12`: a photograph of 12 megapixels to PNG at x4, as the command does it; by default its first two
+strips, because memory is flat after them (`--strips 0` takes all). Memory is what the process held at most beyond what
+it held before the picture was read. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
+so there is nothing to time on this machine.
 """
 
 import argparse
@@ -18,7 +20,6 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     threads = int(os.environ["OMP_NUM_THREADS"])
-    name, rows = model(), []  # type: str, list[dict[str, Any]]
+    name, rows = model(), []  # type: str, list[dict]
     if args.only != "photo12":
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         for arm, values in found.items():
             rows.append(
                 {
-                    "benchmark": f"carn x4, {args.megapixels:g} megapixels in",
+                    "benchmark": f"carn x4, {args.megapixels:g} megapixels",
                     "arm": arm,
                     "seconds": statistics.median(v[0] for v in values),
                     "extra_gib": max(v[1] for v in values) / GIB,
@@ -162,10 +163,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(" ".join(f"{key} {value}" for key, value in head.items()))
     for row in rows:
-        spread = f"ratio {statistics.median(row['ratios']):.2f} ({min(row['ratios']):.2f}-{max(row['ratios']):.2f})"
+        ratios = row["ratios"]
+        spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else ""
         print(
-            f"{row['benchmark']:38} {row['arm']:22} {row['seconds']:8.1f} s  {row['extra_gib']:6.2f} GiB extra  "
-            + (spread if row["ratios"] else "")
+            f"{row['benchmark']:38} {row['arm']:22} {row['seconds']:8.1f} s  {row['extra_gib']:6.2f} GiB extra  {spread}"
         )
 
 

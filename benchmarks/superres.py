@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
         ratios = row["ratios"]
         spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else ""
         print(
-            f"{row['benchmark']:38} {row['arm']:22} {row['seconds']:8.1f} s  {row['extra_gib']:6.2f} GiB extra  {spread}"
+            f"{row['benchmark']:38} {row['arm']:22} {row['seconds']:8.1f} s {row['extra_gib']:6.2f} GiB extra  {spread}"
         )
 
 

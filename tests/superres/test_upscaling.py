@@ -245,6 +245,22 @@ def test_finished_files_are_kept_and_others_are_made_again(model, tmp_path):
     assert states(3, overwrite=True)[0] == "done"
 
 
+def test_a_ledger_that_was_cut_off_is_read_and_a_planned_line_does_not_disown_a_file(tmp_path):
+    target, partial = tmp_path / "a.png", tmp_path / "part"
+    target.write_bytes(b"old")
+    ledger = upscaling.Ledger(tmp_path)
+    ledger.add(target, target, "first")
+    partial.write_bytes(b"new one")
+    ledger.add(target, partial, "second")  # killed before the rename
+    with open(tmp_path / upscaling.LEDGER, "a") as file:
+        file.write('{"file": "b.png", "key"')
+    again = upscaling.Ledger(tmp_path)
+    assert again.state(target) == "first"
+    again.add(tmp_path / "c.png", partial, "third")
+    partial.replace(tmp_path / "c.png")
+    assert upscaling.Ledger(tmp_path).state(tmp_path / "c.png") == "third"
+
+
 def test_the_input_is_never_replaced(model, tmp_path):
     Image.fromarray(photo(20, 20)).save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()

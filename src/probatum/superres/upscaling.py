@@ -358,32 +358,35 @@ def _one(upscaler: Upscaler, job: Job, form: str, overwrite: bool, ledger: "Ledg
 
 
 class Ledger:
-    """Which files of an output folder this command made, from what, with what: one JSON line each, the last of a file
-    counts."""
+    """Which files of an output folder this command made, from what, with what: one JSON line each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / LEDGER
-        self.rows: dict[str, dict[str, Any]] = {}
-        for line in self.path.read_text("utf-8").splitlines() if self.path.is_file() else ():
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        text = self.path.read_text("utf-8", errors="replace") if self.path.is_file() else ""
+        self.torn = bool(text) and not text.endswith("\n")  # a run was killed in mid-line
+        for line in text.splitlines():
             try:
                 row = json.loads(line)
-                self.rows[row["file"]] = row
+                self.rows.setdefault(row["file"], []).append(row)
             except (ValueError, KeyError, TypeError):
-                continue  # the last line of a killed run
+                continue
 
     def state(self, target: Path) -> str | None:
         """The key that a file was made with; None if it is not ours or was changed."""
-        row = self.rows.get(target.relative_to(self.folder).as_posix())
-        if row is None:
-            return None
-        now = target.stat()
-        if (now.st_size, now.st_mtime_ns) == (row["size"], row["mtime_ns"]):
-            return row["key"]
-        return row["key"] if now.st_size == row["size"] and _sha(target) == row["sha256"] else None
+        rows = self.rows.get(target.relative_to(self.folder).as_posix(), [])
+        now, digest = target.stat(), None
+        for row in reversed(rows):
+            if (now.st_size, now.st_mtime_ns) == (row["size"], row["mtime_ns"]):
+                return row["key"]
+            if now.st_size == row["size"]:  # copied about: the content tells
+                digest = digest or _sha(target)
+                if digest == row["sha256"]:
+                    return row["key"]
+        return None
 
     def add(self, target: Path, partial: Path, key: str) -> None:
-        """Before `partial` is renamed to `target`: a kill between the two costs one file's work, never a file's
-        safety."""
+        """Before `partial` is renamed: a kill between the two leaves the file before, and its own line still names it."""
         now = partial.stat()
         row: dict[str, Any] = {
             "file": target.relative_to(self.folder).as_posix(),
@@ -392,10 +395,10 @@ class Ledger:
             "mtime_ns": now.st_mtime_ns,
             "sha256": _sha(partial),
         }
-        torn = self.path.is_file() and self.path.stat().st_size > 0 and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + json.dumps(row) + "\n")
-        self.rows[row["file"]] = row
+            file.write(("\n" if self.torn else "") + json.dumps(row) + "\n")
+        self.torn = False
+        self.rows.setdefault(row["file"], []).append(row)
 
 
 def _sha(path: Path) -> str:

@@ -21,7 +21,7 @@ SMALLEST = 16
 def bytes_per_pixel(net: SRModel, scale: int) -> float:
     """Bytes that enlarging one input pixel holds at its peak, in float32; the weights are not counted.
 
-    The largest (input + output) of a layer, found on the meta device, times 2 for buffers inside convolutions, which
+    The largest (input + output) of a layer, found on the meta device, times 1.5 for buffers inside convolutions, which
     measurements here stay below.
     """
     import copy
@@ -39,7 +39,7 @@ def bytes_per_pixel(net: SRModel, scale: int) -> float:
             layer.register_forward_hook(note)
     with torch.no_grad():
         ghost(torch.empty(1, 3, side, side, device="meta"), scale)
-    return 2 * most / side**2
+    return 1.5 * most / side**2
 
 
 def tile_for(net: SRModel, scale: int, budget: float) -> int:

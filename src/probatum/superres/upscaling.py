@@ -28,7 +28,7 @@ __all__ = ["Job", "Result", "Upscaler", "plan", "run", "upscale_array"]
 
 LEDGER = ".probatum-upscale.jsonl"
 PARTIAL = ".probatum-part"
-BUDGET = 768 << 20  # bytes that a tile may hold on a CPU
+BUDGET = 1 << 30  # bytes that a tile may hold on a CPU
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Upscaler:
         model: name of weights that we ship, or a file.
         scale: factor; must be one of the net's.
         tile: side of a tile in input pixels, or "auto": as large as `budget` bytes allow.
-        device: torch device. `budget`: bytes for a tile; default 768 MiB on a CPU (a third of the free memory, if that
+        device: torch device. `budget`: bytes for a tile; default 1 GiB on a CPU (a third of the free memory, if that
             is less), half of the free memory on a CUDA device.
     Raises:
         ProbatumError: unknown model, a scale that the net has no head for, a tile below 16.
@@ -386,7 +386,7 @@ class Ledger:
         return None
 
     def add(self, target: Path, partial: Path, key: str) -> None:
-        """Before `partial` is renamed: a kill between the two leaves the file before, and its own line still names it."""
+        """Before `partial` is renamed: a kill between the two leaves the old file, and its own line still names it."""
         now = partial.stat()
         row: dict[str, Any] = {
             "file": target.relative_to(self.folder).as_posix(),

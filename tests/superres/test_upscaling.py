@@ -323,7 +323,7 @@ def test_memory_that_runs_out_halves_the_tile_and_the_pixels_stay(model):
 
 def test_tile_follows_the_budget():
     net = CARN(width=64)
-    assert bytes_per_pixel(net, 4) == 1.5 * 4 * (2 * 256 * 4), "input and output of the second shuffle, float32, and half as much"
+    assert bytes_per_pixel(net, 4) == 1.5 * 4 * (2 * 256 * 4), "second shuffle: input, output, half as much"
     side = tile_for(net, 4, 1 << 30)
     assert (side + 42) ** 2 * bytes_per_pixel(net, 4) <= 1 << 30 < (side + 43) ** 2 * bytes_per_pixel(net, 4)
     assert tile_for(net, 4, 1) == 16

@@ -25,7 +25,7 @@ __all__ = ["Fit", "enlarge", "validate"]
 @torch.no_grad()
 def enlarge(net: nn.Module | None, low: Tensor, scale: int) -> Tensor:
     """(3, h, w) uint8 -> (3, scale h, scale w) uint8, rounded; `net` None is bicubic."""
-    x = low[None].float() / 255
+    x = (low[None].float() / 255).contiguous(memory_format=torch.channels_last)
     y = bicubic(x, scale) if net is None else net(x, scale)
     return (y[0].float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 

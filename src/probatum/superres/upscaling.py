@@ -60,8 +60,7 @@ class Upscaler:
         path = known.get(self.model) or Path(self.model)
         if not path.is_file() and not path.suffix:
             weights.shipped(self.model)  # says what there is
-        net = weights.load(path, device=self.device)
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[assignment, call-overload]
+        self.net = weights.load(path, device=self.device)  # type: ignore[assignment]
         pick_scale(self.net.scales, self.scale)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.tile == "auto":

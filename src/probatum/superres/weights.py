@@ -109,7 +109,8 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
             f"it looks like {variant}"
         )
     wanted.load_state_dict(state)
-    return wanted.eval().to(device)
+    # the same numbers in the order of memory that convolutions are fast in
+    return wanted.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def shipped_files() -> dict[str, Path]:

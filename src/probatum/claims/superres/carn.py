@@ -27,7 +27,7 @@ FULL_STEPS = 30_000
     ],
 )  # fmt: skip
 def quality(run: Run, seed: int) -> None:
-    """PSNR at x2 on sixteen photographs that packages carry (the central 512 x 512 of each), on luma, 2 pixels cut off,
+    """PSNR at x2 on sixteen photographs that packages carry (the central 384 x 384 of each), on luma, 2 pixels cut off,
     low-resolution images by MATLAB's bicubic; a photograph is an item, a training seed a seed. CARN and EDSR's plain
     residual body, width 32, with multiply-adds and parameters within 4 % of each other, both with a bicubic skip and a
     last convolution that starts at zero, each with the weights at the start that suit it (CARN: Kaiming, plain:
@@ -53,7 +53,7 @@ def measured_photos(run: Run) -> "list[Photo]":
     from probatum.data.photos import photographs
     from probatum.superres.patches import Photo
 
-    found = photographs(limit=48 if run.smoke else 512)
+    found = photographs(limit=48 if run.smoke else 384)
     return [Photo.of(name, pixels) for name, pixels in found.items()][: 3 if run.smoke else None]
 
 

@@ -90,7 +90,7 @@ def photos(run: ComparisonRun) -> "tuple[list[str], list[np.ndarray]]":
     if run.data is None:
         from probatum.data.photos import photographs
 
-        found = photographs(limit=64 if run.smoke else 512)
+        found = photographs(limit=64 if run.smoke else 384)
         if run.smoke:
             found = dict(list(found.items())[:5])
         return list(found), list(found.values())

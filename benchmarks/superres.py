@@ -1,0 +1,180 @@
+"""carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
+memory.
+
+    OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
+
+`whole`: x4 of one photograph, by `upscale` and by one eager call of the network on the whole image (memory as torch
+makes it, no tiles); every run is a fresh process, the arms alternate, a ratio is eager / ours of one round: above 1
+ours is faster. `photo12`: a photograph of 12 megapixels to PNG at x4, as the command does it; by default its first two
+strips, because memory is flat after them (`--strips 0` takes all). Memory is what the process held at most beyond what
+it held before the picture was read. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
+so there is nothing to time on this machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from probatum.evidence.process import isolated, peak_memory, reset_peak_memory
+
+__all__ = ["main"]
+
+GIB = 2**30
+
+
+def picture(megapixels: float) -> np.ndarray:
+    """A photograph of so many megapixels, 4 by 3: the retina enlarged by Lanczos."""
+    from PIL import Image
+
+    from probatum.data.photos import photograph
+
+    height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
+    return np.array(Image.fromarray(photograph("retina")).resize((height * 4 // 3, height), Image.Resampling.LANCZOS))
+
+
+def model() -> str:
+    """Weights of the full-size CARN: ours, or random ones where none are installed (time and memory are the same)."""
+    from probatum.superres import CARN, weights
+
+    if "carn" in weights.shipped_files():
+        return "carn"
+    path = Path(tempfile.gettempdir()) / "probatum_benchmark_carn.safetensors"
+    weights.save(CARN(skip=True), path)
+    return str(path)
+
+
+def ours(name: str, megapixels: float) -> tuple[float, int]:
+    """Seconds and extra bytes of `upscale_array`."""
+    from probatum.superres.upscaling import Upscaler, upscale_array
+
+    upscaler, pixels = Upscaler(name, 4), picture(megapixels)
+    upscale_array(upscaler, pixels[:32, :32])
+    reset_peak_memory()
+    before, begun = peak_memory(), time.perf_counter()
+    upscale_array(upscaler, pixels)
+    return time.perf_counter() - begun, peak_memory() - before
+
+
+def eager(name: str, megapixels: float) -> tuple[float, int]:
+    """Seconds and extra bytes of the plain call that a user would write."""
+    import torch
+
+    from probatum.superres import weights
+
+    net = weights.shipped(name) if name == "carn" else weights.load(name)
+    pixels = picture(megapixels)
+
+    def enlarge(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            y = net(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255, 4)
+        return (y[0] * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+    enlarge(pixels[:32, :32])
+    reset_peak_memory()
+    before, begun = peak_memory(), time.perf_counter()
+    enlarge(pixels)
+    return time.perf_counter() - begun, peak_memory() - before
+
+
+def photo12(name: str, strips: int) -> tuple[float, int, int]:
+    """Seconds, extra bytes and strips of a 12-megapixel JPEG to PNG, file to file."""
+    from PIL import Image
+
+    from probatum.superres import media
+    from probatum.superres.upscaling import Upscaler
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "photo.jpg"
+        Image.fromarray(picture(12)).save(source, quality=92)
+        upscaler = Upscaler(name, 4)
+        reset_peak_memory()
+        before, begun = peak_memory(), time.perf_counter()
+        read = media.read(source)
+        height, width = (4 * n for n in read.colour.shape[:2])
+        sink = media.Sink(Path(folder) / "out.png", read, width, height, "png")
+        count = 0
+        for rows in islice(upscaler.rows(read), strips or None):
+            sink.write(rows)
+            count += 1
+        held = peak_memory() - before
+        sink.abandon()
+        return time.perf_counter() - begun, held, count
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=["whole", "photo12"])
+    parser.add_argument("--megapixels", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--strips", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(arguments)
+    import torch
+
+    threads = int(os.environ["OMP_NUM_THREADS"])
+    name, rows = model(), []  # type: str, list[dict]
+    if args.only != "photo12":
+        found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
+        for round_ in range(args.rounds):
+            order = [("upscale, tiles", ours), ("eager, whole image", eager)]
+            for arm, function in order if round_ % 2 == 0 else reversed(order):
+                found[arm].append(isolated(function, name, args.megapixels, threads=threads).value)
+        ratios = [b[0] / a[0] for a, b in zip(*found.values(), strict=True)]
+        for arm, values in found.items():
+            rows.append(
+                {
+                    "benchmark": f"carn x4, {args.megapixels:g} megapixels",
+                    "arm": arm,
+                    "seconds": statistics.median(v[0] for v in values),
+                    "extra_gib": max(v[1] for v in values) / GIB,
+                    "ratios": ratios if arm != "upscale, tiles" else [1.0],
+                }
+            )
+    if args.only != "whole":
+        seconds, held, count = isolated(photo12, name, args.strips, threads=threads).value
+        rows.append(
+            {
+                "benchmark": "carn x4, 12 megapixels, JPEG to PNG",
+                "arm": f"upscale, {count} strips",
+                "seconds": seconds,
+                "extra_gib": held / GIB,
+                "ratios": [],
+            }
+        )
+    head = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": threads,
+        "load": os.getloadavg(),
+    }
+    if args.json:
+        print(json.dumps({**head, "rows": rows}, indent=1))
+        return
+    print(" ".join(f"{key} {value}" for key, value in head.items()))
+    for row in rows:
+        ratios = row["ratios"]
+        spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else ""
+        print(
+            f"{row['benchmark']:38} {row['arm']:22} {row['seconds']:8.1f} s {row['extra_gib']:6.2f} GiB extra  {spread}"
+        )
+
+
+if __name__ == "__main__":
+    # children call functions by module name, and this file is no package
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import superres
+
+    superres.main()

@@ -1,0 +1,122 @@
+"""`probatum upscale`: enlarge photographs, single files and folders with the same options."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from probatum.cli.output import console, duration, interruptible, print_json
+from probatum.errors import MissingExtra, ProbatumError
+
+__all__ = ["add_to"]
+
+
+def upscale(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Images, or folders that are walked.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A folder; for one image also a file name.")],
+    model: Annotated[str, typer.Option(help="Weights that we ship (carn), or a file of weights.")] = "carn",
+    scale: Annotated[int, typer.Option(help="Factor; the net must have a head for it.")] = 4,
+    tile: Annotated[
+        str, typer.Option(help="Side of a tile in pixels, or auto: by memory. It does not change the result.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps.")] = "cpu",
+    format: Annotated[str, typer.Option(help="auto (as the input), png, jpeg, webp, tiff.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that this command did not make.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="A summary as one JSON document on standard output.")] = False,
+) -> None:
+    """Enlarge photographs by a network: grey stays grey, alpha and 16 bits are kept, and what is finished is not done
+    twice."""
+    try:
+        from probatum.superres import upscaling
+    except ImportError as error:
+        raise MissingExtra(f"upscale needs {error.name}: pip install 'probatum[superres]'") from None
+    if tile != "auto" and not tile.isdigit():
+        raise ProbatumError(f"--tile must be auto or a number of pixels from 16 on, got {tile!r}")
+    upscaler = upscaling.Upscaler(model, scale, tile=tile if tile == "auto" else int(tile), device=device)  # type: ignore[arg-type]
+    jobs, single, form = upscaling.plan(inputs, out, format)
+    with interruptible(), _Screen(json) as screen:
+        results = upscaling.run(  # type: ignore[arg-type]
+            upscaler, jobs, out=None if single else out, form=form, overwrite=overwrite, watch=screen
+        )
+    failed = [r for r in results if r.state == "failed"]
+    if json:
+        print_json({"model": model, "scale": scale, "tile": upscaler.size, "files": [r.to_json() for r in results]})
+    else:
+        done, kept = (sum(r.state == word for r in results) for word in ("done", "kept"))
+        parts = (
+            [f"{done} enlarged"]
+            + ([f"{kept} were finished before"] if kept else [])
+            + ([f"{len(failed)} failed"] if failed else [])
+        )
+        console().print(f"{', '.join(parts)}, in {duration(sum(r.seconds for r in results))}: {out}", soft_wrap=True)
+    if failed:
+        raise SystemExit(2)
+
+
+class _Screen:
+    """A bar with time left on a terminal, a line a file elsewhere; failures always as one line on standard error."""
+
+    def __init__(self, json: bool) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.json = json
+        self.out = console(to_stderr=True)
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.out,
+            disable=not self.out.is_terminal,
+            transient=True,
+        )
+        self.task: Any = self.bar.add_task("starting", total=1)
+        self.done = 0
+
+    def __enter__(self) -> "_Screen":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def start(self, jobs: Any) -> None:
+        self.count = len(jobs)
+        self.bar.update(self.task, total=max(1, sum(job.pixels for job in jobs)))
+
+    def begin(self, job: Any) -> None:
+        self.within = 0
+        self.bar.update(self.task, description=f"{job.source.name} ({self.done + 1} of {self.count})")
+
+    def advance(self, pixels: int) -> None:
+        self.within += pixels
+        self.bar.advance(self.task, pixels)
+
+    def end(self, job: Any, result: Any) -> None:
+        self.done += 1
+        self.bar.advance(self.task, job.pixels - self.within)
+        if result.error:
+            print(f"error: {result.error}", file=sys.stderr)
+        elif not self.out.is_terminal and not self.json:
+            print(
+                f"{self.done}/{self.count} {result.state} {result.target}"
+                + (f" ({duration(result.seconds)})" if result.state == "done" else ""),
+                file=sys.stderr,
+            )
+        for note in result.notes:
+            if not self.json and note.startswith("CMYK"):
+                print(f"{result.source}: {note}", file=sys.stderr)

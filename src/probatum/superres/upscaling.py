@@ -1,0 +1,431 @@
+"""Enlarging files and folders: what `probatum upscale` does, as functions.
+
+A folder's tree is made again under the output folder, file by file. Each result is written beside its place and
+renamed, then listed in `.probatum-upscale.jsonl` of the output folder, so that the same command goes on after a stop of
+any kind and skips what is finished.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probatum.errors import NotHere, ProbatumError
+from probatum.superres import media, weights
+from probatum.superres.parts import SRModel, bicubic, pick_scale
+from probatum.superres.tiling import strips, tile_for
+
+__all__ = ["Job", "Result", "Upscaler", "plan", "run", "upscale_array"]
+
+LEDGER = ".probatum-upscale.jsonl"
+PARTIAL = ".probatum-part"
+BUDGET = 1 << 30  # bytes that a tile may hold on a CPU
+
+
+@dataclass
+class Upscaler:
+    """A network ready to enlarge pictures.
+
+    Args:
+        model: name of weights that we ship, or a file.
+        scale: factor; must be one of the net's.
+        tile: side of a tile in input pixels, or "auto": as large as `budget` bytes allow.
+        device: torch device. `budget`: bytes for a tile; default 1 GiB on a CPU (a third of the free memory, if that
+            is less), half of the free memory on a CUDA device.
+    Raises:
+        ProbatumError: unknown model, a scale that the net has no head for, a tile below 16.
+        NotHere: no such device.
+    """
+
+    model: str
+    scale: int
+    tile: int | Literal["auto"] = "auto"
+    device: str = "cpu"
+    budget: float | None = None
+    net: SRModel = field(init=False)
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_device(self.device)
+        known = weights.shipped_files()
+        path = known.get(self.model) or Path(self.model)
+        if not path.is_file() and not path.suffix:
+            weights.shipped(self.model)  # says what there is
+        self.net = weights.load(path, device=self.device)  # type: ignore[assignment]
+        pick_scale(self.net.scales, self.scale)
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if self.tile == "auto":
+            self.size = tile_for(self.net, self.scale, self.budget or _budget(self.device))
+        elif isinstance(self.tile, int) and self.tile >= 16:
+            self.size = self.tile
+        else:
+            raise ProbatumError(f"--tile must be auto or a number of pixels from 16 on, got {self.tile!r}")
+
+    def rows(self, picture: media.Picture) -> Iterator[np.ndarray]:
+        """The enlarged picture from top to bottom, in strips (h, W[, C]) of its own type, alpha last."""
+        colour, alpha = picture.colour, picture.alpha
+        if alpha is not None:
+            colour = _fill_transparent(colour, alpha)
+        peak = 65535.0 if picture.depth == 16 else 255.0
+
+        def finish(y: Tensor) -> Tensor:
+            y = y.mean(0, keepdim=True) if picture.grey else y
+            y = y.mul(peak).round_().clamp_(0, peak)
+            return y.to(torch.uint16 if picture.depth == 16 else torch.uint8)
+
+        top = 0
+        image = _planes(colour)
+        for strip in strips(
+            self.net,
+            image.expand(3, -1, -1),
+            self.scale,
+            tile=self.size,
+            overlap=self.net.radius or 0,
+            device=self.device,
+            finish=finish,
+        ):
+            rows = strip.permute(1, 2, 0).numpy()
+            if alpha is not None:
+                height = len(rows) // self.scale
+                rows = np.concatenate([rows, self._alpha(alpha, top, top + height, peak)[..., None]], 2)
+                top += height
+            yield rows[..., 0] if rows.shape[2] == 1 else rows
+
+    def _alpha(self, alpha: np.ndarray, top: int, bottom: int, peak: float) -> np.ndarray:
+        """Rows of the enlarged alpha: bicubic, never the network, which knows pictures and not masks."""
+        first, last = max(0, top - 4), min(len(alpha), bottom + 4)
+        x = _planes(alpha[first:last])[None].to(torch.float32)
+        y = bicubic(x, self.scale)[0, 0, (top - first) * self.scale : (bottom - first) * self.scale]
+        return y.round_().clamp_(0, peak).numpy().astype(alpha.dtype)
+
+
+def upscale_array(upscaler: Upscaler, pixels: np.ndarray) -> np.ndarray:
+    """Enlarge one array (H, W) grey, (H, W, 2), (H, W, 3) or (H, W, 4) with alpha last; uint8 or uint16 in and out."""
+    if (
+        pixels.dtype not in (np.uint8, np.uint16)
+        or pixels.ndim not in (2, 3)
+        or (pixels.ndim == 3 and pixels.shape[2] not in (1, 2, 3, 4))
+    ):
+        raise ProbatumError(
+            f"pixels must be uint8 or uint16, (H, W) or (H, W, 1 to 4), got {pixels.dtype} {pixels.shape}"
+        )
+    apart = pixels.ndim == 3 and pixels.shape[2] in (2, 4)
+    colour = pixels[..., :-1] if apart else pixels
+    colour = colour[..., 0] if colour.ndim == 3 and colour.shape[2] == 1 else colour
+    return np.concatenate(
+        list(upscaler.rows(media.Picture(colour, pixels[..., -1] if apart else None, None, None, "png")))
+    )
+
+
+def _planes(pixels: np.ndarray) -> Tensor:
+    """(H, W[, C]) -> (C, H, W) without a copy where memory order allows."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels))
+    return x[None] if x.ndim == 2 else x.permute(2, 0, 1)
+
+
+def _fill_transparent(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Give pixels that are wholly transparent the colour of the nearest one that is not: what they hide must not bleed
+    into edges."""
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return colour
+    from scipy.ndimage import distance_transform_edt
+
+    y, x = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return colour[y, x]
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ProbatumError(f"--device must be cpu, cuda, cuda:N or mps, got {device!r}") from None
+    if (kind.type == "cuda" and not torch.cuda.is_available()) or (
+        kind.type == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise NotHere(f"this machine has no {kind.type} device that torch can use")
+
+
+def _budget(device: str) -> float:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2
+    try:
+        text = Path("/proc/meminfo").read_text("ascii")
+        free = 1024 * int(text.partition("MemAvailable:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        return BUDGET
+    return min(BUDGET, free / 3)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to enlarge: where from, where to, its size as stored (0 where the header is unreadable), and what is wrong
+    with it."""
+
+    source: Path
+    target: Path
+    pixels: int = 0
+    error: str | None = None
+
+
+@dataclass
+class Result:
+    """What became of a file: done, kept (finished before) or failed."""
+
+    source: str
+    target: str
+    state: Literal["done", "kept", "failed"]
+    seconds: float = 0.0
+    size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "size": list(self.size) if self.size else None, "notes": list(self.notes)}
+
+
+def plan(inputs: Sequence[str | Path], out: str | Path, form: str = "auto") -> tuple[list[Job], bool, str]:
+    """What `inputs` mean: (jobs, single, format).
+
+    One file and an OUT that ends like an image: that file is written (single). Otherwise OUT is a folder: folders in
+    `inputs` are walked, and their trees made again in it; links to folders are not followed.
+
+    Raises:
+        ProbatumError: no such input, nothing to enlarge in it, two inputs for one output, a format that OUT's ending
+            contradicts.
+    """
+    out = Path(out)
+    if form != "auto" and form not in media.FORMATS:
+        raise ProbatumError(f"--format must be auto, {', '.join(media.FORMATS)}, got {form!r}")
+    for given in inputs:
+        if not Path(given).exists():
+            raise ProbatumError(f"{given}: no such file or folder")
+    single = len(inputs) == 1 and Path(inputs[0]).is_file() and out.suffix.lower() in media.ENDINGS and not out.is_dir()
+    if single:
+        return [_look(Path(inputs[0]), lambda _: out)], True, _format_of(out, form)
+    if out.exists() and not out.is_dir():
+        raise ProbatumError(f"-o {out} is a file, and several results need a folder")
+    jobs: list[Job] = []
+    for given in map(Path, inputs):
+        if given.is_file():
+            jobs.append(_look(given, lambda own, p=given: out / _named(Path(p.name), own, form)))  # type: ignore[misc]
+            continue
+        found = [p for p in _walk(given, out) if p.suffix.lower() in media.ENDINGS]
+        if not found:
+            raise ProbatumError(f"{given}: no images in this folder ({', '.join(sorted(media.ENDINGS))})")
+        jobs += [_look(p, lambda own, p=p, g=given: out / _named(p.relative_to(g), own, form)) for p in found]  # type: ignore[misc]
+    owner: dict[Path, Path] = {}
+    for job in jobs:
+        other = owner.setdefault(job.target, job.source)
+        if other != job.source:
+            raise ProbatumError(
+                f"{other} and {job.source} would both become {job.target}; enlarge them into different folders"
+            )
+    return list({job.source: job for job in jobs}.values()), False, form
+
+
+def _walk(folder: Path, out: Path) -> Iterator[Path]:
+    """Files below a folder in order, without hidden ones and without the output folder, if that lies inside."""
+    inside = out.resolve()
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and (Path(place) / n).resolve() != inside)
+        yield from (Path(place) / n for n in sorted(names) if not n.startswith("."))
+
+
+def _look(source: Path, target: Callable[[str], Path]) -> Job:
+    try:
+        with media.opened(source) as image:
+            own = (image.format or "").lower()
+            return Job(source, target({"mpo": "jpeg"}.get(own, own)), image.size[0] * image.size[1])
+    except ProbatumError as error:
+        return Job(source, target(""), error=str(error))
+
+
+def _named(path: Path, own: str, form: str) -> Path:
+    """The output's name: the input's, with another ending where that would not say what is in it."""
+    written = (own if own in media.FORMATS else "png") if form == "auto" else form
+    fits = {"jpeg": {".jpg", ".jpeg"}, "tiff": {".tif", ".tiff"}}.get(written, {media.FORMATS[written]})
+    return path if path.suffix.lower() in fits else path.with_suffix(media.FORMATS[written])
+
+
+def _format_of(out: Path, form: str) -> str:
+    meant = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".png": "png", ".webp": "webp"}.get(
+        out.suffix.lower()
+    )
+    if meant is None:
+        raise ProbatumError(f"-o {out}: results are written as {', '.join(media.FORMATS.values())}, got {out.suffix}")
+    if form not in ("auto", meant):
+        raise ProbatumError(f"--format {form} and -o {out.name} contradict each other")
+    return meant
+
+
+class Watch:
+    """What a run tells; override what you need."""
+
+    def start(self, jobs: Sequence[Job]) -> None: ...
+
+    def begin(self, job: Job) -> None: ...
+
+    def advance(self, pixels: int) -> None:
+        """So many input pixels more are enlarged."""
+
+    def end(self, job: Job, result: Result) -> None: ...
+
+
+def run(
+    upscaler: Upscaler,
+    jobs: Sequence[Job],
+    *,
+    out: Path | None,
+    form: str = "auto",
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> list[Result]:
+    """Enlarge the files of a plan. A file that fails is reported and the others go on.
+
+    Args:
+        out: the output folder, whose ledger and lock are used; None for a single file.
+        overwrite: write over files that this command did not make.
+    Raises:
+        ProbatumError: a single output that exists; another run into the same folder.
+    """
+    watch = watch or Watch()
+    watch.start(jobs)
+    results = []
+    with _folder(out) as ledger:
+        for job in jobs:
+            watch.begin(job)
+            begun = time.perf_counter()
+            try:
+                result = _one(upscaler, job, form, overwrite, ledger, watch)
+            except (ProbatumError, OSError) as error:
+                if isinstance(error, NotHere):
+                    raise
+                text = str(error)
+                result = Result(
+                    str(job.source),
+                    str(job.target),
+                    "failed",
+                    error=text if str(job.source) in text else f"{job.source}: {text}",
+                )
+            result.seconds = round(time.perf_counter() - begun, 3)
+            results.append(result)
+            watch.end(job, result)
+    return results
+
+
+def _one(upscaler: Upscaler, job: Job, form: str, overwrite: bool, ledger: "Ledger | None", watch: Watch) -> Result:
+    if job.error:
+        raise ProbatumError(job.error)
+    content = hashlib.sha256(job.source.read_bytes()).hexdigest()
+    key = hashlib.sha256(json.dumps([content, upscaler.digest, upscaler.scale, form]).encode()).hexdigest()
+    if job.target.exists():
+        if job.target.samefile(job.source):
+            raise ProbatumError(f"the result would replace the picture {job.source} itself; choose another -o")
+        state = ledger.state(job.target) if ledger else None
+        if state == key and not overwrite:
+            return Result(str(job.source), str(job.target), "kept")
+        if state is None and not overwrite:
+            raise ProbatumError(f"{job.target} exists and was not made by this command; --overwrite replaces it")
+    picture = media.read(job.source)
+    height, width = (n * upscaler.scale for n in picture.colour.shape[:2])
+    form = media.format_for(picture, width, height, form)
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    partial = job.target.with_name(f".{job.target.name}.{os.getpid()}{PARTIAL}")
+    sink = media.Sink(partial, picture, width, height, form)
+    try:
+        for rows in upscaler.rows(picture):
+            sink.write(rows)
+            watch.advance(len(rows) * width // upscaler.scale**2)
+        sink.close()
+        if ledger:
+            ledger.add(job.target, partial, key)
+        partial.replace(job.target)
+    except BaseException:
+        sink.abandon()
+        raise
+    return Result(str(job.source), str(job.target), "done", size=(width, height), notes=picture.notes)
+
+
+class Ledger:
+    """Which files of an output folder this command made, from what, with what: one JSON line each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / LEDGER
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        text = self.path.read_text("utf-8", errors="replace") if self.path.is_file() else ""
+        self.torn = bool(text) and not text.endswith("\n")  # a run was killed in mid-line
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+                self.rows.setdefault(row["file"], []).append(row)
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def state(self, target: Path) -> str | None:
+        """The key that a file was made with; None if it is not ours or was changed."""
+        rows = self.rows.get(target.relative_to(self.folder).as_posix(), [])
+        now, digest = target.stat(), None
+        for row in reversed(rows):
+            if (now.st_size, now.st_mtime_ns) == (row["size"], row["mtime_ns"]):
+                return row["key"]
+            if now.st_size == row["size"]:  # copied about: the content tells
+                digest = digest or _sha(target)
+                if digest == row["sha256"]:
+                    return row["key"]
+        return None
+
+    def add(self, target: Path, partial: Path, key: str) -> None:
+        """Before `partial` is renamed: a kill between the two leaves the old file, and its own line still names it."""
+        now = partial.stat()
+        row: dict[str, Any] = {
+            "file": target.relative_to(self.folder).as_posix(),
+            "key": key,
+            "size": now.st_size,
+            "mtime_ns": now.st_mtime_ns,
+            "sha256": _sha(partial),
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(("\n" if self.torn else "") + json.dumps(row) + "\n")
+        self.torn = False
+        self.rows.setdefault(row["file"], []).append(row)
+
+
+def _sha(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Ledger | None]:
+    """The output folder, made, locked, and swept of what killed runs left."""
+    if out is None:
+        yield None
+        return
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise ProbatumError(f"-o {out}: {error.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise ProbatumError(f"another upscale is writing into {out}; wait for it or stop it") from None
+    try:
+        for left in out.rglob(f".*{PARTIAL}"):
+            left.unlink(missing_ok=True)
+        yield Ledger(out)
+    finally:
+        os.close(handle)

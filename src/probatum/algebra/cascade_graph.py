@@ -67,7 +67,8 @@ class Graph:
             parents[root(inner)] = root(outer)
         groups: dict[str, list[str]] = {}
         for v in self.variables:
-            groups.setdefault(root(v), []).append(v)
+            if v.rstrip("_") == v or v.rstrip("_") not in parents:
+                groups.setdefault(root(v), []).append(v)
         return tuple(tuple(group) for group in groups.values())
 
     def made_by(self, name: str) -> list[int]:

@@ -74,12 +74,13 @@ class Footprint:
 
 
 def default_family(graph: Graph) -> tuple[str, ...]:
-    """The family of the iterative rank; else the one that needs most passes, the first of equals."""
+    """The family of the iterative rank; else the one that needs most passes; of equals a reduced one, then the first."""
     if graph.iterative is not None:
         return next(f for f in graph.families if graph.iterative in f)
     if not graph.families:
         raise ProbatumError("the cascade has no ranks")
-    return max(graph.families, key=lambda family: passes_of(graph, family).count)
+    reduced = {v for statement in graph.statements for _, v in statement.reduced}
+    return max(graph.families, key=lambda family: (passes_of(graph, family).count, bool(reduced & set(family))))
 
 
 def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
@@ -93,16 +94,16 @@ def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
     for v in family:
         if v not in graph.variables:
             raise ProbatumError(f"family: unknown rank {v!r}: {did_you_mean(v, graph.variables)}")
-    chosen = set(family)
+    chosen = {_base(v) for v in family}
     number: dict[str, int] = {}
     of_statement, full_of, reads = [], [], {}
     for statement in graph.statements:
-        full = chosen <= set(statement.space)
+        full = chosen <= set(map(_base, statement.space))
         p = 1 if full else 0
         for ref in statement.reads:
             if graph.reads_previous(statement, ref):
                 continue  # the value of the step before adds nothing: it is the same sweep
-            carries = bool(chosen & {v for index in ref.indices for v in index.variables})
+            carries = bool(chosen & {_base(v) for index in ref.indices for v in index.variables})
             own = number.get(ref.name, 1 if carries else 0)
             p = max(p, own if carries or not full else own + 1)
         for ref in statement.reads if full else ():
@@ -118,6 +119,11 @@ def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
     )  # fmt: skip
 
 
+def _base(variable: str) -> str:
+    """n_ runs over the rank of n."""
+    return variable.rstrip("_")
+
+
 def footprints_of(graph: Graph, family: tuple[str, ...], extents: Mapping[str, int]) -> list[Footprint]:
     """What every tensor needs under a rank family; `extents` may lack some, then the words are None."""
     passes = passes_of(graph, family)
@@ -127,7 +133,7 @@ def footprints_of(graph: Graph, family: tuple[str, ...], extents: Mapping[str, i
     for name in dict.fromkeys([*graph.inputs, *(s.target.name for s in graph.statements)]):
         indices = graph.indices_of(name)
         own = tuple(dict.fromkeys(v for index in indices for v in index.variables))
-        carried = tuple(v for v in own if v in family)
+        carried = tuple(v for v in own if _base(v) in family)
         needs: Literal["fibre", "tile", "state", "stream"] = "stream"
         live: tuple[str, ...] = ()
         if name in graph.carried:
@@ -136,7 +142,7 @@ def footprints_of(graph: Graph, family: tuple[str, ...], extents: Mapping[str, i
             needs, live = "fibre", tuple(v.upper() for v in carried)
         elif tiles is not None and tiles.buffered(name) and (held := tuple(v for v in own if v in inner)):
             needs, live = "tile", tuple(v.upper() for v in held)
-        rest = tuple(v.upper() for v in own if v not in family)
+        rest = tuple(v.upper() for v in own if _base(v) not in family)
         live_words = math.prod(extents[x] for x in live) if all(x in extents for x in live) else None
         words = None
         if live_words is not None and all(x in extents for x in rest):

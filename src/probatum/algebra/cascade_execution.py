@@ -27,7 +27,7 @@ from probatum.errors import ProbatumError
 
 __all__ = ["TILE_POINTS", "default_tile", "run_blocked", "run_reference", "tileable"]
 
-TILE_POINTS = 1 << 19  # points of the largest tensor of a step: 2 MiB of float32, so that a few of them stay in cache
+TILE_POINTS = 1 << 20  # points of the largest tensor of a step, 4 MiB of float32: below it the interpreter costs, above it memory
 SEMIRINGS = {"sum": ("*", REAL), "max": ("+", MAXPLUS), "min": ("+", MINPLUS), "lse": ("+", LOG)}
 IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "lse": -math.inf}
 UNARY = {
@@ -81,7 +81,7 @@ class Frame:
     def _pick(self, value: Tensor, indices: tuple[Index, ...], *, local: bool, name: str = "") -> tuple[Tensor, tuple[str, ...]]:
         """Select, narrow, split or gather each axis. Narrowing comes first and is a view, so that gradients can be added in place."""
         basic: list[Any] = []
-        later: list[Index | None] = []
+        later: list[Index | str] = []
         for axis, index in enumerate(indices):
             free = [v for v in index.variables if v not in self.fixed]
             base = _resolve(index.offset, self.extents) + sum(
@@ -94,7 +94,7 @@ class Frame:
                 start, length = (0, value.shape[axis]) if local and index.plain else self.range_of(free[0])
                 self._inside(base + start + length - 1, value.shape[axis], index)
                 basic.append(slice(base + start, base + start + length))
-                later.append(Index(((1, free[0]),)))
+                later.append(free[0])
             else:
                 basic.append(slice(None))
                 later.append(index)
@@ -105,15 +105,15 @@ class Frame:
         names: list[str] = []
         for index in later:
             axis = len(names)
-            if index is not None and index.plain:
-                names.append(index.plain)
-            elif index.split and not any(v in self.fixed or v in self.cut for v in index.split):  # type: ignore[union-attr]
-                outer, inner = index.split  # type: ignore[union-attr, misc]
+            if isinstance(index, str):
+                names.append(index)
+            elif index.split and not any(v in self.fixed or v in self.cut for v in index.split):
+                outer, inner = index.split  # type: ignore[misc]
                 value = value.unflatten(axis, (self.extents[outer.upper()], self.extents[inner.upper()]))
                 names += [outer, inner]
             else:
-                place, free = self._positions(index)  # type: ignore[arg-type]
-                self._inside(int(place.max()), value.shape[axis], index)  # type: ignore[arg-type]
+                place, free = self._positions(index)
+                self._inside(int(place.max()), value.shape[axis], index)
                 value = value.index_select(axis, place.flatten()).unflatten(axis, place.shape)
                 names += free
         if len(set(names)) < len(names):
@@ -141,7 +141,7 @@ class Frame:
 
     def evaluate(self, statement: Statement) -> Tensor:
         """One statement here; axes are the free variables of its left side, in order."""
-        kept = tuple(i.plain for i in _free_target(statement.target, self.fixed))
+        kept = _free_target(statement.target, self.fixed)
         filters = self._filter(statement)
         if filters is False:
             return self._empty(statement, kept)
@@ -167,7 +167,7 @@ class Frame:
             reduced = reduced[len(group) :]
         return value.permute([names.index(v) for v in kept])
 
-    def _empty(self, statement: Statement, kept: tuple[str | None, ...]) -> Tensor:
+    def _empty(self, statement: Statement, kept: tuple[str, ...]) -> Tensor:
         """Every point is filtered out."""
         reduced = [how for how, v in statement.reduced if v not in self.fixed]
         value = 0.0
@@ -231,17 +231,15 @@ class Frame:
             return min(products), max(products)
         return None
 
-    def _contract(self, statement: Statement, kept: tuple[str | None, ...]) -> Tensor | None:
+    def _contract(self, statement: Statement, kept: tuple[str, ...]) -> Tensor | None:
         """A product summed, or a sum under max, min or lse, as one contraction; None where the statement is something else."""
         reduced = [(how, v) for how, v in statement.reduced if v not in self.fixed]
         kinds = {how for how, _ in reduced}
         if len(kinds) != 1 or (how := kinds.pop()) not in SEMIRINGS:
             return None
         operator, semiring = SEMIRINGS[how]
-        parts = _flatten(statement.expression, operator)
-        refs = [part for part in parts if isinstance(part, Reference)]
-        others = [part for part in parts if not isinstance(part, Reference)]
-        if len(refs) < 2 or any(variables(part) for part in others):
+        refs, others = _chain(statement, operator)
+        if len(refs) < 2:
             return None
         operands = [self.read(ref) for ref in refs]
         if {v for _, v in reduced} - {v for _, names in operands for v in names}:
@@ -355,6 +353,17 @@ def _flatten(node: Expression, operator: str) -> list[Expression]:
     return [node]
 
 
+def _chain(statement: Statement, operator: str) -> tuple[list[Reference], list[Expression]]:
+    """(tensors, constants) of a chain of one operator; no tensors where something else takes part. Kept with the statement."""
+    kept = statement.__dict__.setdefault("_chains", {})
+    if operator not in kept:
+        parts = _flatten(statement.expression, operator)
+        refs = [part for part in parts if isinstance(part, Reference)]
+        others = [part for part in parts if not isinstance(part, Reference)]
+        kept[operator] = ([], []) if any(variables(part) for part in others) else (refs, others)
+    return kept[operator]
+
+
 def _coefficient(index: Index, variable: str) -> int | str:
     return next(a for a, v in index.terms if v == variable)
 
@@ -363,14 +372,9 @@ def _resolve(value: int | str, extents: Mapping[str, int]) -> int:
     return value if isinstance(value, int) else extents[value]
 
 
-def _free_target(target: Reference, fixed: Mapping[str, int]) -> tuple[Index, ...]:
-    """Indices of a left side that remain: no constants, no iterative one."""
-    found = []
-    for index in target.indices:
-        name = index.shifted[0] if index.shifted else None
-        if name is not None and name not in fixed:
-            found.append(Index(((1, name),)))
-    return tuple(found)
+def _free_target(target: Reference, fixed: Mapping[str, int]) -> tuple[str, ...]:
+    """Variables of a left side that remain: no constants, no iterative one."""
+    return tuple(index.shifted[0] for index in target.indices if index.shifted and index.shifted[0] not in fixed)
 
 
 class _Window(torch.autograd.Function):
@@ -396,7 +400,7 @@ def _start(frame: Frame) -> None:
             shape = [frame.range_of(i.plain)[1] for i in own if i.plain and i.plain != loop]
             named = [i.plain for i in own if i.plain and i.plain != loop]
             value = frame.evaluate(_initial(statement, frame))
-            here = [i.plain for i in _free_target(statement.target, {})]
+            here = _free_target(statement.target, {})
             value = value.reshape([n if v in here else 1 for v, n in zip(named, shape, strict=True)])
             frame.now[statement.target.name] = value.expand(shape)
 

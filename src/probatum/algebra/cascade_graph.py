@@ -11,6 +11,7 @@ probatum.errors.ProbatumError: line 1, column 5: a cycle without an iterative ra
       ^
 """
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -81,10 +82,13 @@ class Graph:
 
     def indices_of(self, name: str) -> tuple[Index, ...]:
         """How a tensor is indexed where it is made, or first read."""
-        for s in reversed(self.statements):
-            if s.target.name == name:
-                return s.target.indices
-        return next(r.indices for s in self.statements for r in s.reads if r.name == name)
+        return self._indices[name]
+
+    @functools.cached_property
+    def _indices(self) -> dict[str, tuple[Index, ...]]:
+        made = {s.target.name: s.target.indices for s in self.statements}
+        read = {r.name: r.indices for s in reversed(self.statements) for r in reversed(s.reads)}
+        return {**read, **made}
 
     def edges(self) -> Iterator[tuple[int, int, Reference]]:
         """(maker, reader, reference) for every read of a tensor that is made here."""

@@ -124,18 +124,18 @@ class Index:
     offset: int | str = 0
     place: Place = NOWHERE
 
-    @property
+    @functools.cached_property
     def plain(self) -> str | None:
         """The variable, where the index is nothing else."""
         return self.terms[0][1] if len(self.terms) == 1 and self.terms[0][0] == 1 and self.offset == 0 else None
 
-    @property
+    @functools.cached_property
     def shifted(self) -> tuple[str, int] | None:
         """(variable, k) of an index variable + k."""
         one = len(self.terms) == 1 and self.terms[0][0] == 1 and isinstance(self.offset, int)
         return (self.terms[0][1], self.offset) if one else None  # type: ignore[return-value]
 
-    @property
+    @functools.cached_property
     def split(self) -> tuple[str, str] | None:
         """(outer, inner) of a partitioned rank, M0*m1+m0."""
         if len(self.terms) == 2 and self.offset == 0:
@@ -144,7 +144,7 @@ class Index:
                     return outer, inner
         return None
 
-    @property
+    @functools.cached_property
     def variables(self) -> tuple[str, ...]:
         return tuple(name for _, name in self.terms)
 
@@ -195,14 +195,14 @@ class Statement:
     reductions: tuple[tuple[str, tuple[str, ...]], ...] = ()
     initial: bool = False
 
-    @property
+    @functools.cached_property
     def space(self) -> tuple[str, ...]:
         """The iteration space: variables of the left side, then those that are reduced."""
         named = [v for index in self.target.indices for v in index.variables]
         right = [*variables(self.expression)] + [v for c in self.filters for side in (c.left, c.right) for v in variables(side)]
         return tuple(dict.fromkeys(named + right))
 
-    @property
+    @functools.cached_property
     def reduced(self) -> tuple[tuple[str, str], ...]:
         """(reduction, variable) in the order they happen: sums that are not written first."""
         kept = {v for index in self.target.indices for v in index.variables}
@@ -210,7 +210,7 @@ class Statement:
         sums = [("sum", v) for v in self.space if v not in kept and v not in named]
         return (*sums, *((how, v) for how, names in self.reductions for v in names))
 
-    @property
+    @functools.cached_property
     def reads(self) -> tuple[Reference, ...]:
         """All tensors on the right, filters included."""
         found = list(references(self.expression))
@@ -218,7 +218,7 @@ class Statement:
             found += [*references(condition.left), *references(condition.right)]
         return tuple(found)
 
-    @property
+    @functools.cached_property
     def filters(self) -> tuple[Condition, ...]:
         """Of the whole statement."""
         return tuple(dict.fromkeys(c for ref in (self.target, *references(self.expression)) for c in ref.filters))

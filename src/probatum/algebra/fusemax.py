@@ -165,7 +165,7 @@ class Cascade:
             outputs: tensors to return; default those that nothing reads. A carried tensor comes with all steps from "reference",
                 with the last one from "blocked".
             tile: rank -> size for "blocked", of ranks that all outputs have and nothing reduces; default: so that a step's largest
-                tensor has about 2^19 entries.
+                tensor has about 2^20 entries.
         Returns:
             name -> tensor, axes in the order of the left side.
         Raises:

@@ -34,7 +34,8 @@ class Passes:
         of_statement: number of each statement's pass, 0 where it needs none of the family.
         full: whether a statement's iteration space holds all of the family.
         of_tensor: tensor -> the passes in which full statements read it.
-        made_in: tensor -> the pass that makes it (0: an input, or free of the family).
+        made_in: tensor -> the pass that makes it (0: free of the family); inputs are not in it.
+        carriers: tensors that have a rank of the family.
     """
 
     family: tuple[str, ...]
@@ -43,12 +44,13 @@ class Passes:
     full: tuple[bool, ...]
     of_tensor: dict[str, tuple[int, ...]]
     made_in: dict[str, int]
+    carriers: frozenset[str]
 
     def buffered(self, name: str) -> bool:
         """Whether a whole fibre of the tensor must be kept, or read again: read later than made, or an input read twice."""
         read = self.of_tensor.get(name, ())
         made = self.made_in.get(name)
-        return bool(read) and (len(read) > 1 if made is None else max(read) > made)
+        return bool(read) and name in self.carriers and (len(read) > 1 if made is None else max(read) > made)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
     return Passes(
         tuple(family), max(of_statement, default=0), tuple(of_statement), tuple(full_of),
         {name: tuple(sorted(found)) for name, found in reads.items()}, {name: p for name, p in number.items() if name in made},
+        frozenset(r.name for s in graph.statements for r in (s.target, *s.reads) if chosen & {_base(v) for i in r.indices for v in i.variables}),
     )  # fmt: skip
 
 
@@ -157,7 +160,8 @@ def footprints_of(graph: Graph, family: tuple[str, ...], extents: Mapping[str, i
 def operations_of(graph: Graph, extents: Mapping[str, int]) -> list[Counter[str]]:
     """Operations of each statement by kind: "+", "-", "*", "/", "exp", "max", ...; a reduction over n points counts n operations.
 
-    Statements of the iteration count all its steps. A sum of products is n "*" and n "+", two operations a point.
+    Statements of the iteration count all its steps. A sum of products is n "*" and n "+", two operations a point. Factors and divisors
+    free of ranks (a scale) count nothing: they fold into the smallest operand.
     """
     found = []
     for statement in graph.statements:
@@ -174,7 +178,8 @@ def operations_of(graph: Graph, extents: Mapping[str, int]) -> list[Counter[str]
 def _count(node: Expression, statement: Statement, graph: Graph, extents: Mapping[str, int], counts: Counter[str]) -> None:
     if isinstance(node, Apply):
         used = set(variables(node))
-        if used:  # of constants alone: once, not counted
+        scale = node.operator in ("*", "/") and not all(variables(argument) for argument in node.arguments[1 if node.operator == "/" else 0 :])
+        if used and not scale:
             counts[node.operator] += graph.volume(tuple(v for v in statement.space if v in used), extents)
         for argument in node.arguments:
             _count(argument, statement, graph, extents, counts)

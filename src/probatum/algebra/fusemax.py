@@ -131,7 +131,8 @@ class Cascade:
         passes = self.passes() if graph.variables else None
         rank = "{" + ", ".join(passes.family) + "}" if passes else "{}"
         if graph.iterative is None:
-            reason = f"no iterative rank to walk; {passes.count if passes else 0} passes over {rank}"
+            count = passes.count if passes else 0
+            reason = f"no iterative rank to walk; {count} pass{'es' if count != 1 else ''} over {rank}"
             if passes and passes.count > 1:
                 reason += f", since {_culprit(graph, passes)}"
         elif passes and passes.count > 1:

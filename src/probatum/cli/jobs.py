@@ -5,7 +5,7 @@ from importlib import import_module
 import typer
 
 # Verb -> module of this package whose function of the same name does it.
-VERBS = ("match",)
+VERBS = ("match", "cascade")
 
 
 def add_to(application: typer.Typer) -> None:

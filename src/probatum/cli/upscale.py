@@ -9,7 +9,7 @@ import typer
 from probatum.cli.output import console, duration, interruptible, print_json
 from probatum.errors import MissingExtra, ProbatumError
 
-__all__ = ["add_to"]
+__all__ = ["upscale"]
 
 
 def upscale(

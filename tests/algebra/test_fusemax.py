@@ -267,7 +267,7 @@ def test_bad_tensors_are_named():
         three.run({"Q": q, "K": k, "V": v[:, :, :20]})
     with pytest.raises(ProbatumError, match=r"24 is not divisible by M0 = 7 .*take one of 4, 6, 8, or pad K"):
         one.run({"Q": q, "K": k, "V": v}, {"M0": 7})
-    with pytest.raises(ProbatumError, match="needs a cascade of one pass.*3 passes over {m}, since SN needs GM"):
+    with pytest.raises(ProbatumError, match=r"needs a cascade of one pass.*3 passes over {m}, since SN needs GM"):
         three.run({"Q": q, "K": k, "V": v}, plan="blocked")
     with pytest.raises(ProbatumError, match=r"missing \['V'\], unknown \['W'\]"):
         three.run({"Q": q, "K": k, "W": v})

@@ -103,7 +103,7 @@ class Frame:
         else:
             value = value[tuple(basic)] if indices else value
         names: list[str] = []
-        for index in later:
+        for index in later:  # type: ignore[assignment]
             axis = len(names)
             if isinstance(index, str):
                 names.append(index)
@@ -155,7 +155,7 @@ class Frame:
             value = torch.full([1] * len(space), value, dtype=self.dtype, device=self.device)
         reduced = [(how, v) for how, v in statement.reduced if v not in self.fixed]
         if filters is not None:
-            value = torch.where(filters, value, IDENTITY[reduced[0][0]] if reduced else 0.0)
+            value = torch.where(filters, value, IDENTITY[reduced[0][0]] if reduced else 0.0)  # type: ignore[arg-type]
         value = value.expand([self.range_of(v)[1] for v in space])
         names = list(space)
         while reduced:  # neighbours of the same kind in one call
@@ -176,7 +176,7 @@ class Frame:
         shape = [self.range_of(v)[1] for v in kept]  # type: ignore[arg-type]
         return torch.full(shape, value, dtype=self.dtype, device=self.device)
 
-    def _filter(self, statement: Statement) -> Tensor | None | bool:
+    def _filter(self, statement: Statement) -> Tensor | bool | None:
         """Where the statement's points are kept: a mask over its space, None for everywhere, False for nowhere."""
         space = tuple(v for v in statement.space if v not in self.fixed)
         mask: Tensor | None = None
@@ -222,7 +222,7 @@ class Frame:
             (a, b), *rest = parts  # type: ignore[misc]
             if node.operator == "negative":
                 return -b, -a
-            c, d = rest[0]
+            c, d = rest[0]  # type: ignore[misc]
             if node.operator == "+":
                 return a + c, b + d
             if node.operator == "-":

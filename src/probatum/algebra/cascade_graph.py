@@ -18,7 +18,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from probatum.algebra.cascade_syntax import (
-    Apply, Condition, Coordinate, Expression, Extent, Index, Number, Place, Reference, Statement, complaint, parse, references, variables,
+    Apply,
+    Condition,
+    Coordinate,
+    Expression,
+    Extent,
+    Index,
+    Number,
+    Place,
+    Reference,
+    Statement,
+    complaint,
+    parse,
+    references,
+    variables,
 )  # fmt: skip
 from probatum.errors import ProbatumError, did_you_mean
 
@@ -146,9 +159,9 @@ class Graph:
             if changed:
                 continue
             for name, expression in defaults.items():
-                if name not in extents and (value := _value(expression, extents)) is not None:
+                if name not in extents and (value := _value(expression, extents)) is not None:  # type: ignore[assignment]
                     changed |= put(name, value, "the text")
-                elif name in extents and name not in known and (value := _value(expression, extents)) is not None:
+                elif name in extents and name not in known and (value := _value(expression, extents)) is not None:  # type: ignore[assignment]
                     put(name, value, "the text")
             for v in self.variables:  # p and p_ are two variables of one rank
                 base = v.rstrip("_").upper()

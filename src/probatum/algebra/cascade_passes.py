@@ -98,7 +98,7 @@ def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
             raise ProbatumError(f"family: unknown rank {v!r}: {did_you_mean(v, graph.variables)}")
     chosen = {_base(v) for v in family}
     number: dict[str, int] = {}
-    of_statement, full_of, reads = [], [], {}
+    of_statement, full_of, reads = [], [], {}  # type: ignore[var-annotated]
     for statement in graph.statements:
         full = chosen <= set(map(_base, statement.space))
         p = 1 if full else 0

@@ -390,8 +390,8 @@ def attention(
         inputs |= {"LENGTH": lengths - first} if lengths is not None else {"KEYS": number(m - first)}
         inputs |= {"SLOPE": alibi.reshape(g, r)} if alibi is not None else {}
         inputs |= {"BIAS": bias[..., first:last].reshape(b, g, r, p, last - first)} if bias is not None else {}
-        wanted = ("RM", "RD", "RNV") if splits > 1 else ("AV",)
-        parts.append(cascade.run(inputs, {"M0": block}, plan="blocked", outputs=wanted))
+        wanted = ("RM", "RD", "RNV") if splits > 1 else ("AV",)  # type: ignore[assignment]
+        parts.append(cascade.run(inputs, {"M0": block}, plan="blocked", outputs=wanted))  # type: ignore[arg-type]
     if splits == 1:
         return parts[0]["AV"].reshape(b, h, p, -1)
     states = tuple(torch.stack([part[name] for part in parts]) for name in ("RM", "RD", "RNV"))

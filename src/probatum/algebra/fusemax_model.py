@@ -170,7 +170,7 @@ def _unfused(bh: np.ndarray, n: np.ndarray, e: np.ndarray, x: np.ndarray, tiles:
 def _linear(p: dict[str, np.ndarray]) -> Table:
     """Projections and feed-forward: four products D x HE, two D x S, of 64 N rows."""
     rows = BATCH * p["N"]
-    latency = compute = memory = traffic = np.zeros(len(rows))
+    latency = compute = traffic = np.zeros(len(rows))
     for count, k, width in ((4, p["D"], p["H"] * p["E"]), (2, p["D"], p["S"])):
         own = rows * k * width / CELLS / CLOCK
         moved = 2 * (rows * k + k * width + rows * width)

@@ -79,7 +79,7 @@ def pretrain(x: "np.ndarray", y: "np.ndarray", generator: "torch.Generator", ste
 
     net = digit_net()
     with torch.no_grad():
-        for layer in net[::2]:
+        for layer in net[::2]:  # type: ignore[attr-defined]
             bound = 1 / math.sqrt(layer.in_features)
             layer.weight.uniform_(-bound, bound, generator=generator)
             layer.bias.uniform_(-bound, bound, generator=generator)

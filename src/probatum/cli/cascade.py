@@ -142,7 +142,7 @@ def _run(found: "Cascade", source: Path, output: Path | None, extents: dict[str,
         if output.suffix != ".npz":
             raise ProbatumError(f"-o must end in .npz, got {output.name!r}")
         partial = output.with_name(f".partial-{output.name}")
-        np.savez(partial, **{name: value.numpy() for name, value in results.items()})
+        np.savez(partial, **{name: value.numpy() for name, value in results.items()})  # type: ignore[arg-type]
         partial.replace(output)
     rows = {
         name: {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "mean": float(value.double().mean())}

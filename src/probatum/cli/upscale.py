@@ -39,7 +39,7 @@ def upscale(
     jobs, single, form = upscaling.plan(inputs, out, format)
     with interruptible(), _Screen(json) as screen:
         results = upscaling.run(  # type: ignore[arg-type]
-            upscaler, jobs, out=None if single else out, form=form, overwrite=overwrite, watch=screen
+            upscaler, jobs, out=None if single else out, form=form, overwrite=overwrite, watch=screen  # type: ignore[arg-type]
         )
     failed = [r for r in results if r.state == "failed"]
     if json:

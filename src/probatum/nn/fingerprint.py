@@ -72,4 +72,4 @@ class Fingerprint:
 
 def _crc(tensor: Tensor) -> int:
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0
+    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy())) if flat.numel() else 0  # type: ignore[arg-type]

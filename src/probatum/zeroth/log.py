@@ -226,21 +226,21 @@ def _replay(named: list[tuple[str, Tensor]], log: Log, wanted: int) -> None:
             other.steps, other.room = first.steps, first.room
     weights, count = [made[seed] for seed in head["seeds"]], len(head["seeds"])
     for step in range(wanted):
-        rows = log.rows[step * count : (step + 1) * count] if head["tables"] else None
+        rows = log.rows[step * count : (step + 1) * count] if head["tables"] else None  # type: ignore[assignment]
         if head["exact"] == "off":
             for d, query in enumerate(head["queries"]):
                 weights[d].begin(step, query)
                 if rows and weights[d].rows:
-                    weights[d].rows.set_rows(weights[d], rows[d])
+                    weights[d].rows.set_rows(weights[d], rows[d])  # type: ignore[index, union-attr]
                 weights[d].move(1)
                 weights[d].move(-2)
                 if count > 1:
                     weights[d].move(1)
             apply_updates(
-                weights, step, head, log.slopes[step], log.rates[step], rows, standing=-1 if count == 1 else 0
+                weights, step, head, log.slopes[step], log.rates[step], rows, standing=-1 if count == 1 else 0  # type: ignore[arg-type]
             )
         else:
-            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows)
+            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows)  # type: ignore[arg-type]
 
 
 def merge(a: Log, b: Log) -> Log:

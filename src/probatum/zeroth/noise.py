@@ -146,7 +146,7 @@ class Noise:
 
     def _run(self, number: int, jobs: list, apply: Callable) -> None:
         for job in jobs:
-            self._workers[number].run(*job, apply)
+            self._workers[number].run(*job, apply)  # type: ignore[call-arg]
 
     def _worker(self, number: int) -> "_Worker":
         while len(self._workers) <= number:

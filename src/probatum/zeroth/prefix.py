@@ -43,7 +43,7 @@ def add_prefix(model: nn.Module, tokens: int = 5, *, generator: torch.Generator 
         ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
         ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     before = config._attn_implementation
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
     if config._attn_implementation != NAME:
         raise ProbatumError(
             f"{type(model).__name__} does not let its attention be exchanged (transformers' AttentionInterface)"
@@ -61,12 +61,12 @@ def add_prefix(model: nn.Module, tokens: int = 5, *, generator: torch.Generator 
         _seen = None
         model.train(training)
     if not found:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before)  # type: ignore[operator]
         raise ProbatumError(f"no self-attention of {type(model).__name__} was found to put a prefix before")
     model.requires_grad_(False)
     for module, key, value in found:
         module.prefix = nn.Parameter(torch.cat([key, value]).clone())
-    return [module.prefix for module, _, _ in found]
+    return [module.prefix for module, _, _ in found]  # type: ignore[misc]
 
 
 def _attend(

@@ -29,8 +29,8 @@ class Scratch:
             if mine:
                 owned.update(i for _, i in mine)
                 kept: list[list[Tensor]] = []
-                self._handles.append(module.register_forward_pre_hook(self._enter(mine, kept)))
-                self._handles.append(module.register_forward_hook(self._leave(mine, kept), always_call=True))
+                self._handles.append(module.register_forward_pre_hook(self._enter(mine, kept)))  # type: ignore[arg-type]
+                self._handles.append(module.register_forward_hook(self._leave(mine, kept), always_call=True))  # type: ignore[arg-type]
         missing = [weights.names[i] for i in range(len(weights.tensors)) if i not in owned]
         if missing:
             raise ProbatumError(

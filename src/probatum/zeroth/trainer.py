@@ -61,7 +61,7 @@ class MeZOTrainer(Trainer):
                 "model": tuned,
                 **self._mezo,
             }
-            self.optimizer = MeZO(tuned.named_parameters(), **setting)
+            self.optimizer = MeZO(tuned.named_parameters(), **setting)  # type: ignore[union-attr]
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -76,6 +76,6 @@ class MeZOTrainer(Trainer):
                 return self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
 
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
-        value = optimizer.step(loss)
-        optimizer._made = True
-        return value.to(self.args.device, torch.float32)
+        value = optimizer.step(loss)  # type: ignore[union-attr]
+        optimizer._made = True  # type: ignore[union-attr]
+        return value.to(self.args.device, torch.float32)  # type: ignore[union-attr]

@@ -280,7 +280,7 @@ def flat(tensor: Tensor, name: str) -> Tensor:
     """A one-dimensional view of a dense tensor in the order of its memory."""
     tensor = tensor.detach()
     if not tensor.is_contiguous():
-        tensor = tensor.permute(sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d)))
+        tensor = tensor.permute(sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d)))  # type: ignore[operator]
         if not tensor.is_contiguous():
             raise ProbatumError(f"{name} is a strided view with gaps: make it contiguous before it is tuned")
     return tensor.view(-1)

@@ -195,7 +195,7 @@ def _probe(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[floa
             [texts.classes.index(row.label) for row in texts.validation],
         )
         _, probe = best_on(
-            grid, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted)
+            grid, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted)  # type: ignore[arg-type]
         )
     predicted = probe.predict(start.features(texts.test).numpy()).tolist()
     return _answers(texts, texts.test, predicted), x.shape[1] * len(texts.classes), timer.seconds
@@ -263,7 +263,7 @@ def _batches(run: ComparisonRun, start: _Start, texts: _Texts, steps: int) -> An
     """Batches in a random order, each text once an epoch."""
     import torch
 
-    generator, order = run.generator("batches"), []
+    generator, order = run.generator("batches"), []  # type: ignore[var-annotated]
     size = min(BATCH, len(texts.train))
     for step in run.progress(range(steps)):
         if len(order) < size:

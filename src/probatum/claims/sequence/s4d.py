@@ -43,7 +43,7 @@ def delays(run: Run) -> None:
         axes = figure.subplots()
         for name in run.table.systems:
             rows = list(run.table.of(name, "nmse by delay").values())
-            axes.plot(rows[0].at, np.mean([row.samples for row in rows], 0), "-" if name in STRUCTURED else "--", label=name)
+            axes.plot(rows[0].at, np.mean([row.samples for row in rows], 0), "-" if name in STRUCTURED else "--", label=name)  # type: ignore[arg-type]
         axes.set(xlabel="delay tau, steps", ylabel="NMSE", yscale="log")
         axes.legend(fontsize=8)
 

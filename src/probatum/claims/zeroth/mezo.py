@@ -132,7 +132,7 @@ def memory(run: Run, seed: int) -> None:
     arms = ["inference", "mezo", "paper's loop", "sgd", "adamw", "adamw, lora"]
     for arm in run.progress(arms[:2] if run.smoke else arms):
         peak, model = _peak(arm, seed, run.smoke) if run.smoke else run.isolated(_peak, arm, seed, False).value
-        run.record(arm, unit="B", **{"peak memory": peak, "above the model": peak - model})
+        run.record(arm, unit="B", **{"peak memory": peak, "above the model": peak - model})  # type: ignore[arg-type]
 
 
 @memory.figures
@@ -189,9 +189,9 @@ def replay(run: Run, seed: int) -> None:
             replay(again, path)
         size = path.stat().st_size
     run.record("trained", accuracy=_score(net, data.test_x, data.test_y))
-    run.record("trained", unit="B", **{"log size": size})
+    run.record("trained", unit="B", **{"log size": size})  # type: ignore[arg-type]
     run.record(
-        "replayed", accuracy=_score(again, data.test_x, data.test_y), **{"different weights": _different(net, again)}
+        "replayed", accuracy=_score(again, data.test_x, data.test_y), **{"different weights": _different(net, again)}  # type: ignore[arg-type]
     )
     run.record("replayed", unit="s", seconds=timer.seconds)
     net, optimizer = _mezo(run, start, data, min(steps, 2000), exact="off")
@@ -199,8 +199,8 @@ def replay(run: Run, seed: int) -> None:
     replay(again, optimizer.log)
     optimizer.log.head["exact"] = "scratch"  # replays the updates alone
     replay(updates, optimizer.log)
-    run.record("in place, replayed whole", **{"different weights": _different(net, again)})
-    run.record("in place, updates alone", **{"different weights": _different(net, updates)})
+    run.record("in place, replayed whole", **{"different weights": _different(net, again)})  # type: ignore[arg-type]
+    run.record("in place, updates alone", **{"different weights": _different(net, updates)})  # type: ignore[arg-type]
 
 
 # The network that is tuned, and the arms.
@@ -323,7 +323,7 @@ def _peak(arm: str, seed: int, tiny: bool) -> tuple[int, int]:
     reset_peak_memory()
     loaded = peak_memory()
     for inputs, labels in batches:
-        step(lambda inputs=inputs, labels=labels: torch.nn.functional.cross_entropy(model(**inputs).logits, labels))
+        step(lambda inputs=inputs, labels=labels: torch.nn.functional.cross_entropy(model(**inputs).logits, labels))  # type: ignore[misc]
     return peak_memory(), loaded
 
 

@@ -262,7 +262,7 @@ class _Loop:
                 return
             if finished:
                 if case.claim.drawings:
-                    self.waiting.append((case, "draw", 0))
+                    self.waiting.appendleft((case, "draw", 0))  # first: its record is written when it is drawn
                 else:
                     self._finish(case, _verdict(case))
                 return

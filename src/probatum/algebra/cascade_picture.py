@@ -15,7 +15,7 @@ COLOURS = {"input": "#d9d9d9", "stream": "#cfe3f5", "fibre": "#f4b6a6", "state":
 
 def _levels(graph: Graph, passes: Passes) -> dict[str, tuple[int, int]]:
     """Tensor -> (pass, depth in it); the longest path decides, values of the step before add no depth."""
-    found = {name: (0, 0) for name in graph.inputs}
+    found = dict.fromkeys(graph.inputs, (0, 0))
     for statement, number in zip(graph.statements, passes.of_statement, strict=True):
         if statement.initial:
             continue
@@ -47,7 +47,7 @@ def draw(graph: Graph, passes: Passes, figure: "Figure") -> None:
         rows.setdefault(level, []).append(name)
     order = sorted(rows)
     heights = {level: -float(k) - 0.6 * level[0] for k, level in enumerate(order)}
-    place = {}
+    place: dict[str, tuple[float, float]] = {}
     for level in order:
         names = rows[level]
         # near their sources: sort by the mean position of what they read

@@ -85,8 +85,9 @@ def design(name: str) -> Table:
         name: as in `published`; "binding" is FuseMax, "flat" its baseline.
     Returns:
         "traffic" (bytes), "latency" (s), "compute" (s), "memory" (s); "util_2d" for fused attention; "energy" (pJ) for binding,
-        architecture and flat, where L3 is fitted: within 0.4 % (FuseMax) and 4.3 % (FLAT) of every published point. Linear layers have "least_traffic" in place of "traffic":
-        every operand once, to which the artifact's mapper adds re-reads. "unfused" is within 0.4 %, all else equal to rounding.
+        architecture and flat, where L3 is fitted: within 0.4 % (FuseMax) and 4.3 % (FLAT) of every published point. Linear layers have
+        "least_traffic" in place of "traffic": every operand once, to which the artifact's mapper adds re-reads. "unfused" is within
+        0.4 %, all else equal to rounding.
     Raises:
         ProbatumError: unknown name.
     """
@@ -170,7 +171,7 @@ def _unfused(bh: np.ndarray, n: np.ndarray, e: np.ndarray, x: np.ndarray, tiles:
 def _linear(p: dict[str, np.ndarray]) -> Table:
     """Projections and feed-forward: four products D x HE, two D x S, of 64 N rows."""
     rows = BATCH * p["N"]
-    latency = compute = memory = traffic = np.zeros(len(rows))
+    latency = compute = traffic = np.zeros(len(rows))
     for count, k, width in ((4, p["D"], p["H"] * p["E"]), (2, p["D"], p["S"])):
         own = rows * k * width / CELLS / CLOCK
         moved = 2 * (rows * k + k * width + rows * width)

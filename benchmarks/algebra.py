@@ -1,4 +1,4 @@
-"""generalized_convolution beside its peers and limits: ratios in one run, alternating rounds, medians with spread.
+"""generalized_convolution and fusemax beside their peers and limits: ratios in one run, alternating rounds, medians with spread.
 
     OMP_NUM_THREADS=1 python benchmarks/algebra.py [--only NAME] [--rounds N] [--json]
 
@@ -258,6 +258,50 @@ def long_words(rounds: int) -> Iterator[Row]:
     yield from alternate("10^6 characters, weighted", arms, 3, "no target")
 
 
+def fusemax(rounds: int) -> Iterator[Row]:
+    """Attention by cascades of 1 and 3 passes, eager and fused, and the 24-point sweep; MB is the peak of torch's allocations in a call."""
+    from dataclasses import replace
+
+    from probatum.algebra import Cascade, design, headline
+
+    if (torch := peer("torch")) is None:
+        return
+    from probatum.evidence.meters import memory
+
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 2048, 64, generator=generator) for _ in range(3))
+    inputs = {"Q": q, "K": k, "V": v}
+    cascades = {passes: Cascade.named(f"attention-{passes}") for passes in ("1pass", "2pass", "3pass")}
+    fused = torch.nn.functional.scaled_dot_product_attention
+    arms: Arms = {
+        "ours, 1 pass, blocked": lambda: cascades["1pass"].run(inputs),
+        "ours, 2 passes": lambda: cascades["2pass"].run(inputs),
+        "ours, 3 passes": lambda: cascades["3pass"].run(inputs),
+        "torch, eager": lambda: (q @ k.transpose(-1, -2) / 8).softmax(-1) @ v,
+        "torch, sdpa": lambda: fused(q, k, v),
+    }
+    flops = 4 * 4 * 2048**2 * 64
+    note = f"{flops / 1e9:.1f} GFLOP of products"
+    for row in alternate("attention, 4 heads, 2048 x 2048, width 64", arms, max(3, rounds // 3), note):
+        assert torch.allclose(_only(arms[row.arm]()), fused(q, k, v), atol=1e-5)
+        with memory() as peak:
+            arms[row.arm]()
+        yield replace(row, megabytes=peak.allocated / 1e6)
+    product = torch.randn(2048, 64, generator=generator), torch.randn(64, 2048, generator=generator)
+    arms = {
+        "products alone": lambda: [product[0] @ product[1] for _ in range(8)],  # as many multiplications, nothing else: the limit
+    }
+    yield from alternate("limit of the above: its matrix products", arms, max(3, rounds // 3))
+    designs = ("unfused", "flat", "cascade", "architecture", "binding", "linear-flat", "linear-fusemax")
+    arms = {"ours": lambda: [design(name) for name in designs], "with means": lambda: headline()}
+    yield from alternate("24-point sweep of 7 designs", arms, rounds, "the artifact states about 9 hours")
+
+
+def _only(result: Any) -> Any:
+    return next(iter(result.values())) if isinstance(result, dict) else result
+
+
 BENCHMARKS: dict[str, Callable[[int], Iterator[Row]]] = {
     "counting": counting,
     "scoring": scoring,
@@ -268,6 +312,7 @@ BENCHMARKS: dict[str, Callable[[int], Iterator[Row]]] = {
     "series_products": series_products,
     "min_plus": min_plus,
     "long_words": long_words,
+    "fusemax": fusemax,
 }
 
 

@@ -14,7 +14,8 @@ from probatum.algebra import TAXONOMY, Cascade, Machine, attention, design, head
 
 B, H, P, M, E, V = 2, 3, 10, 24, 7, 5  # all different, so that a transposition shows
 PASSES = {
-    "cascade-1": 2, "cascade-2": 1, "cascade-3": 1, "attention-3pass": 3, "attention-deferred": 2, "attention-2pass": 2, "attention-1pass": 1,
+    "cascade-1": 2, "cascade-2": 1, "cascade-3": 1, "attention-3pass": 3, "attention-deferred": 2, "attention-2pass": 2,
+    "attention-1pass": 1,
     "attention-gqa-1pass": 1, "softmax": 3, "softmax-online": 2, "layernorm": 3, "layernorm-moments": 2, "rmsnorm": 2, "cross-entropy": 2,
     "cross-entropy-1pass": 1, "cross-entropy-lse": 1, "matmul": 1,
 }  # fmt: skip
@@ -98,7 +99,16 @@ def masked(q, k, v, mask, change=lambda s: s):
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"causal": True}, {"window": 3}, {"causal": True, "window": 4}, {"softcap": 2.0}, {"lengths": (24, 7)}, {"alibi": True}, {"bias": True}],
+    [
+        {},
+        {"causal": True},
+        {"window": 3},
+        {"causal": True, "window": 4},
+        {"softcap": 2.0},
+        {"lengths": (24, 7)},
+        {"alibi": True},
+        {"bias": True},
+    ],
     ids=str,
 )
 def test_attention_masks_equal_dense_attention(options, splits):
@@ -226,7 +236,9 @@ def test_figures_of_single_points():
 def test_headline_means(source):
     means = headline(source)
     attention_speedup, network = means["attention speedup over flat"], means["network speedup over flat"]
-    assert attention_speedup["arithmetic"] == pytest.approx(6.7226, abs=5e-5) and attention_speedup["geometric"] == pytest.approx(6.46, abs=5e-3)
+    assert attention_speedup["arithmetic"] == pytest.approx(6.7226, abs=5e-5) and attention_speedup["geometric"] == pytest.approx(
+        6.46, abs=5e-3
+    )
     assert network["arithmetic"] == pytest.approx(5.3017, abs=5e-5) and network["geometric"] == pytest.approx(4.60, abs=5e-3)
     assert means["utilisation, fusemax"]["arithmetic"] == pytest.approx(0.9700, abs=5e-5)
     assert means["utilisation, flat"]["arithmetic"] == pytest.approx(0.1487, abs=5e-5)
@@ -287,7 +299,8 @@ def test_bad_attention_arguments():
     q, k, v = qkv()
     for bad, message in (
         ({"splits": 0}, "splits must be"), ({"block": 0}, "block must be"), ({"softcap": -1.0}, "softcap must be"),
-        ({"lengths": torch.ones(3)}, r"lengths must have shape \(2,\)"), ({"alibi": torch.ones(3), "bias": torch.ones(B, H, P, M)}, "not both"),
+        ({"lengths": torch.ones(3)}, r"lengths must have shape \(2,\)"),
+        ({"alibi": torch.ones(3), "bias": torch.ones(B, H, P, M)}, "not both"),
     ):  # fmt: skip
         with pytest.raises(ProbatumError, match=message):
             attention(q, k, v, **bad)
@@ -306,7 +319,12 @@ def test_machine_files(tmp_path):
     extents = {"M": 64, "N": 64, "K": 64}
     cost = Cascade.named("matmul").cost(machine, extents)
     assert cost.maccs == 64**3 and cost.bytes == 2 * 3 * 64 * 64 and cost.seconds == max(64**3 / 1024 / 1e9, 24576 / 1e10)
-    for text, message in (("clock = 1", "lacks"), ("clock = -1", "positive|lacks"), ("speed = 1", "unknown key 'speed'"), ("x = [", "not a TOML")):
+    for text, message in (
+        ("clock = 1", "lacks"),
+        ("clock = -1", "positive|lacks"),
+        ("speed = 1", "unknown key 'speed'"),
+        ("x = [", "not a TOML"),
+    ):
         path.write_text(text)
         with pytest.raises(ProbatumError, match=message):
             Machine.load(path)
@@ -331,7 +349,8 @@ def test_command(tmp_path):
     q, k, v = qkv(torch.float32)
     np.savez(tmp_path / "in.npz", Q=q, K=k, V=v)
     arguments = [
-        "cascade", "attention-1pass", "--run", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz"), "-x", "M0=8", "-x", "P=10", "-x", "M1=3",
+        "cascade", "attention-1pass", "--run", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz"), "-x", "M0=8", "-x", "P=10",
+        "-x", "M1=3",
         "-x", "B=2", "-x", "H=3", "-x", "E=7", "-x", "F=5", "--machine", "fusemax", "--picture", str(tmp_path / "graph.svg"), "--json",
     ]  # fmt: skip
     result = run(app(), arguments)

@@ -12,7 +12,7 @@ so that a tile that is filtered out whole adds nothing instead of nan.
 
 import math
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,12 +103,14 @@ class Frame:
         else:
             value = value[tuple(basic)] if indices else value
         names: list[str] = []
-        for index in later:  # type: ignore[assignment]
+        for kept in later:
             axis = len(names)
-            if isinstance(index, str):
-                names.append(index)
-            elif index.split and not any(v in self.fixed or v in self.cut for v in index.split):
-                outer, inner = index.split  # type: ignore[misc]
+            if isinstance(kept, str):
+                names.append(kept)
+                continue
+            index = kept
+            if index.split and not any(v in self.fixed or v in self.cut for v in index.split):
+                outer, inner = index.split
                 value = value.unflatten(axis, (self.extents[outer.upper()], self.extents[inner.upper()]))
                 names += [outer, inner]
             else:
@@ -144,7 +146,7 @@ class Frame:
         kept = _free_target(statement.target, self.fixed)
         filters = self._filter(statement)
         if filters is False:
-            return self._empty(statement, kept)
+            return self.empty(statement)
         if filters is None:
             done = self._contract(statement, kept)
             if done is not None:
@@ -154,8 +156,8 @@ class Frame:
         if not isinstance(value, Tensor):
             value = torch.full([1] * len(space), value, dtype=self.dtype, device=self.device)
         reduced = [(how, v) for how, v in statement.reduced if v not in self.fixed]
-        if filters is not None:
-            value = torch.where(filters, value, IDENTITY[reduced[0][0]] if reduced else 0.0)  # type: ignore[arg-type]
+        if isinstance(filters, Tensor):
+            value = torch.where(filters, value, IDENTITY[reduced[0][0]] if reduced else 0.0)
         value = value.expand([self.range_of(v)[1] for v in space])
         names = list(space)
         while reduced:  # neighbours of the same kind in one call
@@ -167,13 +169,13 @@ class Frame:
             reduced = reduced[len(group) :]
         return value.permute([names.index(v) for v in kept])
 
-    def _empty(self, statement: Statement, kept: tuple[str, ...]) -> Tensor:
-        """Every point is filtered out."""
+    def empty(self, statement: Statement) -> Tensor:
+        """The result where every point is filtered out."""
         reduced = [how for how, v in statement.reduced if v not in self.fixed]
         value = 0.0
         for k, how in enumerate(reduced):
             value = IDENTITY[how] if k == 0 or how != "sum" or math.isinf(value) else value
-        shape = [self.range_of(v)[1] for v in kept]  # type: ignore[arg-type]
+        shape = [self.range_of(v)[1] for v in _free_target(statement.target, self.fixed)]
         return torch.full(shape, value, dtype=self.dtype, device=self.device)
 
     def _filter(self, statement: Statement) -> Tensor | bool | None:
@@ -181,7 +183,7 @@ class Frame:
         space = tuple(v for v in statement.space if v not in self.fixed)
         mask: Tensor | None = None
         for condition in statement.filters:
-            known = self._decided(condition)
+            known = self.decided(condition)
             if known is False:
                 return False
             if known is None:
@@ -190,7 +192,7 @@ class Frame:
                 mask = here if mask is None else mask & here
         return mask
 
-    def _decided(self, condition: Condition) -> bool | None:
+    def decided(self, condition: Condition) -> bool | None:
         """A filter of coordinates alone that is the same for the whole tile, by interval arithmetic."""
         ends = [self._interval(side) for side in (condition.left, condition.right)]
         if None in ends:
@@ -216,13 +218,13 @@ class Frame:
             start, length = self.range_of(node.name)
             return start, start + length - 1
         if isinstance(node, Apply) and node.operator in ("+", "-", "*", "negative"):
-            parts = [self._interval(argument) for argument in node.arguments]
-            if None in parts:
+            parts = [found for argument in node.arguments if (found := self._interval(argument)) is not None]
+            if len(parts) < len(node.arguments):
                 return None
-            (a, b), *rest = parts  # type: ignore[misc]
+            (a, b), *rest = parts
             if node.operator == "negative":
                 return -b, -a
-            c, d = rest[0]  # type: ignore[misc]
+            c, d = rest[0]
             if node.operator == "+":
                 return a + c, b + d
             if node.operator == "-":
@@ -411,14 +413,44 @@ def _initial(statement: Statement, frame: Frame) -> Statement:
     return Statement(Reference(statement.target.name, indices), statement.expression, statement.reductions, True)
 
 
-def _step(frame: Frame, statements: list[Statement]) -> None:
-    """One step of the iteration: locals, then the carried tensors of the next coordinate."""
+def _step(frame: Frame, statements: list[Statement], keep: Sequence[str] = ()) -> None:
+    """One step of the iteration: locals, then the carried tensors of the next coordinate; `keep` names locals wanted for themselves."""
+    empty, idle = _idle(frame, statements, keep) if any(s.filters for s in statements) else (set(), set())
     for statement in statements:
-        value = frame.evaluate(statement)
-        if statement.target.name in frame.graph.carried:
-            frame.following[statement.target.name] = value
+        name = statement.target.name
+        if name in idle:
+            continue
+        value = frame.empty(statement) if name in empty else frame.evaluate(statement)
+        if name in frame.graph.carried:
+            frame.following[name] = value
         else:
-            frame.local[statement.target.name] = value
+            frame.local[name] = value
+
+
+def _idle(frame: Frame, statements: list[Statement], keep: Sequence[str]) -> tuple[set[str], set[str]]:
+    """What a step need not compute because filters leave nothing of its tile: (tensors without a point, tensors that nobody reads then).
+
+    A product with an empty tensor is empty (×(∩) touches only what both have). So a causal mask skips the tiles above the diagonal.
+    """
+    empty: set[str] = set()
+    zero: set[str] = set()
+    for statement in statements:
+        sums = all(how == "sum" for how, _ in statement.reduced)
+        if any(frame.decided(condition) is False for condition in statement.filters):
+            empty.add(statement.target.name)
+        elif not (sums and any(ref.name in zero for ref in _chain(statement, "*")[0])):
+            continue
+        else:
+            empty.add(statement.target.name)
+        if sums:
+            zero.add(statement.target.name)
+    if not empty:
+        return empty, set()
+    needed = {*frame.graph.carried, *keep}
+    for statement in reversed(statements):
+        if statement.target.name in needed and statement.target.name not in empty:
+            needed |= {ref.name for ref in statement.reads}
+    return empty, {s.target.name for s in statements} - needed
 
 
 def run_reference(graph: Graph, inputs: Mapping[str, Tensor], extents: dict[str, int], outputs: tuple[str, ...]) -> dict[str, Tensor]:
@@ -451,11 +483,13 @@ def run_reference(graph: Graph, inputs: Mapping[str, Tensor], extents: dict[str,
             frame.whole[entry.target.name] = frame.evaluate(entry)
         else:
             _start(frame)
-            kept = [s.target.name for s in stepwise if s.target.name in outputs or any(s.target.name == r.name for a in after for r in a.reads)]
+            kept = [
+                s.target.name for s in stepwise if s.target.name in outputs or any(s.target.name == r.name for a in after for r in a.reads)
+            ]
             history: dict[str, list[Tensor]] = {n: [frame.now[n]] if n in graph.carried else [] for n in kept}
             for i in range(graph.steps(extents)):
                 frame.fixed = {loop: i}  # type: ignore[dict-item]
-                _step(frame, stepwise)
+                _step(frame, stepwise, kept)
                 for name in kept:
                     history[name].append(frame.following[name] if name in graph.carried else frame.local[name])
                 frame.now, frame.following, frame.local = frame.following, {}, {}
@@ -528,7 +562,9 @@ def run_blocked(
 class _Blocked:
     """The loop, and its backward a step at a time."""
 
-    def __init__(self, graph: Graph, extents: dict[str, int], outputs: tuple[str, ...], tile: dict[str, int], names: tuple[str, ...]) -> None:
+    def __init__(
+        self, graph: Graph, extents: dict[str, int], outputs: tuple[str, ...], tile: dict[str, int], names: tuple[str, ...]
+    ) -> None:
         self.graph, self.extents, self.outputs, self.tile, self.names = graph, extents, outputs, tile, names
         self.loop = [s for s, role in zip(graph.statements, graph.roles, strict=True) if role == "loop"]
         self.before = [s for s, role in zip(graph.statements, graph.roles, strict=True) if role == "before"]

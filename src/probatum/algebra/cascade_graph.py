@@ -3,10 +3,10 @@
 >>> graph = build("do: Y = A[k]*B[k]   Z = Y*A[k]")
 >>> graph.inputs, graph.outputs, graph.families
 (('A', 'B'), ('Z',), (('k',),))
->>> build("do: Y[i] = A[i,k]*Z[i]  Z[i] = Y[i]")
+>>> build("do: Y[i] = A[i,k]*Z[i]  Z[i] = Y[i]")                # doctest: +ELLIPSIS
 Traceback (most recent call last):
     ...
-probatum.errors.ProbatumError: line 1, column 5: a cycle without an iterative rank: Y <- Z <- Y; one of them must be built as NAME[i+1, ...] from NAME[i, ...]
+probatum.errors.ProbatumError: line 1, column 5: a cycle without an iterative rank: Y <- Z <- Y; one of them must be built as ...
   do: Y[i] = A[i,k]*Z[i]  Z[i] = Y[i]
       ^
 """
@@ -159,10 +159,8 @@ class Graph:
             if changed:
                 continue
             for name, expression in defaults.items():
-                if name not in extents and (value := _value(expression, extents)) is not None:  # type: ignore[assignment]
-                    changed |= put(name, value, "the text")
-                elif name in extents and name not in known and (value := _value(expression, extents)) is not None:  # type: ignore[assignment]
-                    put(name, value, "the text")
+                if name not in known and (fixed := _value(expression, extents)) is not None:
+                    changed |= put(name, fixed, "the text")
             for v in self.variables:  # p and p_ are two variables of one rank
                 base = v.rstrip("_").upper()
                 if base != v.upper() and base in names:
@@ -185,7 +183,8 @@ class Graph:
                         near = [d for d in range(1, size + 1) if size % d == 0]
                         best = sorted(near, key=lambda d: abs(d - extents[other]))[:3]
                         raise ProbatumError(
-                            f"{size} is not divisible by {other} = {extents[other]} ({where}): take one of {', '.join(map(str, sorted(best)))}, "
+                            f"{size} is not divisible by {other} = {extents[other]} ({where}): take one of "
+                            f"{', '.join(map(str, sorted(best)))}, "
                             f"or pad {ref.name} and filter the padding out"
                         )
                     return put(this, size // extents[other], where)
@@ -215,7 +214,9 @@ class Graph:
                 else:
                     sizes.append(_times(index.offset, extents) + 1)
             except KeyError as error:
-                raise ProbatumError(f"the extent {error.args[0]} is not known: give extents={{{error.args[0]!r}: ...}} or an input that has it") from None
+                raise ProbatumError(
+                    f"the extent {error.args[0]} is not known: give extents={{{error.args[0]!r}: ...}} or an input that has it"
+                ) from None
         return tuple(sizes)
 
     def volume(self, names: tuple[str, ...], extents: Mapping[str, int]) -> int:
@@ -309,7 +310,9 @@ def build(text: str) -> Graph:
     if until is not None:
         used = {*variables(until.left), *variables(until.right)}
         if iterative is None or used - {iterative} or [*references(until.left), *references(until.right)]:
-            raise ProbatumError(f"until compares the iterative variable ({iterative or 'there is none'}) with numbers and extents, got {until}")
+            raise ProbatumError(
+                f"until compares the iterative variable ({iterative or 'there is none'}) with numbers and extents, got {until}"
+            )
     order = _sorted(statements, iterative, carried, fail)
     statements = [statements[i] for i in order]
     read = {r.name for s in statements for r in s.reads}
@@ -365,7 +368,9 @@ def _check_tensors(statements: list[Statement], iterative: str | None, carried: 
         for index in s.target.indices:
             for v in index.variables:
                 if v not in right and not constant:
-                    raise fail(index.place, f"the left index {v!r} does not occur on the right of {s.target.name}: its extent would be unknown")
+                    raise fail(
+                        index.place, f"the left index {v!r} does not occur on the right of {s.target.name}: its extent would be unknown"
+                    )
         for how, names in s.reductions:
             for v in names:
                 if v not in s.space:
@@ -390,11 +395,16 @@ def _check_tensors(statements: list[Statement], iterative: str | None, carried: 
                         f"extents disagree: {made[ref.name]} has extent {own.plain.upper()} on index {axis + 1}, {ref} reads it over "
                         f"{index.plain.upper()}; use the same variable, or {own.plain}_ for a second one of that rank",
                     )
-                if own.shifted and own.shifted[1] == 1 and not (
-                    index.shifted in ((iterative, 0), (iterative, 1)) or (not index.terms and index.offset == iterative.upper())  # type: ignore[union-attr]
+                if (
+                    own.shifted
+                    and own.shifted[1] == 1
+                    and not (
+                        index.shifted in ((iterative, 0), (iterative, 1)) or (not index.terms and index.offset == iterative.upper())  # type: ignore[union-attr]
+                    )
                 ):
                     raise fail(
-                        index.place, f"{ref.name} is built along {iterative}: read it at {iterative}, {iterative}+1, or, after the last step, at "
+                        index.place, f"{ref.name} is built along {iterative}: read it at {iterative}, {iterative}+1, or, after the last "
+                        f"step, at "
                         f"{iterative.upper()}, got {index}",  # type: ignore[union-attr]
                     )  # fmt: skip
 

@@ -178,7 +178,11 @@ def _traffic(
             if found.needs == "fibre":
                 live_fibre += part(name) / length
             elif found.needs in ("state", "tile"):
-                shape = {v for v in ranks(name) if v not in fixed and v != outer and v != graph.iterative and (found.needs == "tile" or v not in family)}
+                shape = {
+                    v
+                    for v in ranks(name)
+                    if v not in fixed and v != outer and v != graph.iterative and (found.needs == "tile" or v not in family)
+                }
                 live_row += machine.word * math.prod(extents[v.upper()] for v in shape)
             elif name in graph.inputs and not ranks(name) & set(family):
                 live_row += part(name) / length

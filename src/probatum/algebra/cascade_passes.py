@@ -98,7 +98,8 @@ def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
             raise ProbatumError(f"family: unknown rank {v!r}: {did_you_mean(v, graph.variables)}")
     chosen = {_base(v) for v in family}
     number: dict[str, int] = {}
-    of_statement, full_of, reads = [], [], {}  # type: ignore[var-annotated]
+    of_statement, full_of = [], []
+    reads: dict[str, set[int]] = {}
     for statement in graph.statements:
         full = chosen <= set(map(_base, statement.space))
         p = 1 if full else 0
@@ -118,7 +119,9 @@ def passes_of(graph: Graph, family: tuple[str, ...]) -> Passes:
     return Passes(
         tuple(family), max(of_statement, default=0), tuple(of_statement), tuple(full_of),
         {name: tuple(sorted(found)) for name, found in reads.items()}, {name: p for name, p in number.items() if name in made},
-        frozenset(r.name for s in graph.statements for r in (s.target, *s.reads) if chosen & {_base(v) for i in r.indices for v in i.variables}),
+        frozenset(
+            r.name for s in graph.statements for r in (s.target, *s.reads) if chosen & {_base(v) for i in r.indices for v in i.variables}
+        ),
     )  # fmt: skip
 
 
@@ -178,7 +181,9 @@ def operations_of(graph: Graph, extents: Mapping[str, int]) -> list[Counter[str]
 def _count(node: Expression, statement: Statement, graph: Graph, extents: Mapping[str, int], counts: Counter[str]) -> None:
     if isinstance(node, Apply):
         used = set(variables(node))
-        scale = node.operator in ("*", "/") and not all(variables(argument) for argument in node.arguments[1 if node.operator == "/" else 0 :])
+        scale = node.operator in ("*", "/") and not all(
+            variables(argument) for argument in node.arguments[1 if node.operator == "/" else 0 :]
+        )
         if used and not scale:
             counts[node.operator] += graph.volume(tuple(v for v in statement.space if v in used), extents)
         for argument in node.arguments:

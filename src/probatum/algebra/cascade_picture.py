@@ -47,7 +47,7 @@ def draw(graph: Graph, passes: Passes, figure: "Figure") -> None:
         rows.setdefault(level, []).append(name)
     order = sorted(rows)
     heights = {level: -float(k) - 0.6 * level[0] for k, level in enumerate(order)}
-    place = {}  # type: ignore[var-annotated]
+    place: dict[str, tuple[float, float]] = {}
     for level in order:
         names = rows[level]
         # near their sources: sort by the mean position of what they read

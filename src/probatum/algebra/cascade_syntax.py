@@ -2,7 +2,8 @@
 
 A cascade is a list of extended Einsums. `Y[i,j] = expression :: max(k)` evaluates the expression at every point of the
 indices it mentions and reduces those that the left side lacks: as named after `::`, else by a sum, sums first. Index
-variables are lower case and their extents the same name in upper case (`m`, `M`); `m_` is a second variable of the same rank; tensors begin with an upper-case letter.
+variables are lower case and their extents the same name in upper case (`m`, `M`); `m_` is a second variable
+of the same rank; tensors begin with an upper-case letter.
 
     extents: M0 = 512                      defaults and equations between extents (optional)
     init:    RM[0,p] = -inf                once, before an iteration

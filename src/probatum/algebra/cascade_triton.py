@@ -16,7 +16,8 @@ __all__ = ["generate"]
 Block = tuple[str, tuple[str, ...]]  # code, the variables of its axes
 IDENTITY = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 CALLS = {
-    "exp": "tl.exp({})", "log": "tl.log({})", "sqrt": "tl.sqrt({})", "rsqrt": "tl.rsqrt({})", "sigmoid": "tl.sigmoid({})", "abs": "tl.abs({})",
+    "exp": "tl.exp({})", "log": "tl.log({})", "sqrt": "tl.sqrt({})", "rsqrt": "tl.rsqrt({})",
+    "sigmoid": "tl.sigmoid({})", "abs": "tl.abs({})",
     "sin": "tl.sin({})", "cos": "tl.cos({})", "erf": "tl.erf({})", "tanh": "(2.0 * tl.sigmoid(2.0 * ({})) - 1.0)",
     "relu": "tl.maximum({}, 0.0)", "negative": "(-{})", "square": "(({0}) * ({0}))",
 }  # fmt: skip
@@ -52,7 +53,9 @@ class _Writer:
         shared = set.intersection(*({v for i in graph.indices_of(n) for v in i.variables} for n in graph.inputs if graph.indices_of(n)))
         outer = [v for v in programs if v not in shared] or programs
         if not outer:
-            raise ProbatumError("the cascade has no rank that all outputs have and nothing reduces: there is nothing to spread over programs")
+            raise ProbatumError(
+                "the cascade has no rank that all outputs have and nothing reduces: there is nothing to spread over programs"
+            )
         self.outer = max(reversed(outer), key=lambda v: sum(v in own for own in made))
         self.grid = [v for v in programs if v != self.outer]
         self.inner = [v for v in graph.variables if v not in (self.loop, self.outer, *self.grid)]
@@ -76,7 +79,8 @@ class _Writer:
             if role in ("init", "before"):
                 self.emit(s, s.target.name)
         carried_vars = {
-            n: tuple(v for i in graph.indices_of(n) if i.shifted and (v := i.shifted[0]) not in (*self.grid, self.loop)) for n in graph.carried
+            n: tuple(v for i in graph.indices_of(n) if i.shifted and (v := i.shifted[0]) not in (*self.grid, self.loop))
+            for n in graph.carried
         }
         for n, names in carried_vars.items():  # initial values in their full shape, since a loop may not change shapes
             code, own = self.values[n]
@@ -102,7 +106,9 @@ class _Writer:
             code, own = self.values[n]
             pointer, names = self.pointer(Reference(n, graph.indices_of(n)), n)
             mask = self.mask(names)
-            tail.append(f"tl.store({pointer}, ({self.align((code, own), names)}).to({n}_ptr.dtype.element_ty){f', mask={mask}' if mask else ''})")
+            tail.append(
+                f"tl.store({pointer}, ({self.align((code, own), names)}).to({n}_ptr.dtype.element_ty){f', mask={mask}' if mask else ''})"
+            )
         return self.assemble(tail)
 
     # Values
@@ -173,9 +179,7 @@ class _Writer:
         return f"tl.dot({a}, {b}){scale}", (left[0], right[1])
 
     def loaded(self, code: str) -> bool:
-        return any(code == own for own, _ in self.loads.values()) or any(
-            code == n and self.is_alias(n) for n in self.values
-        )
+        return any(code == own for own, _ in self.loads.values()) or any(code == n and self.is_alias(n) for n in self.values)
 
     def is_alias(self, name: str) -> bool:
         made = [s for s in self.graph.statements if s.target.name == name]
@@ -290,7 +294,10 @@ class _Writer:
             "    " + ", ".join(runtime) + ",", "    " + "".join(f"{c}: tl.constexpr, " for c in constants) + "BLOCK: tl.constexpr,", "):",
         ]  # fmt: skip
         setup = ["program = tl.program_id(0)", f"tiles = tl.cdiv({self.outer.upper()}, BLOCK)"]
-        setup += [f"{self.outer} = (program % tiles) * BLOCK + tl.arange(0, BLOCK)", f"{self.outer}_in = {self.outer} < {self.outer.upper()}"]
+        setup += [
+            f"{self.outer} = (program % tiles) * BLOCK + tl.arange(0, BLOCK)",
+            f"{self.outer}_in = {self.outer} < {self.outer.upper()}",
+        ]
         rest = "program // tiles"
         for v in reversed(self.grid):
             setup += [f"{v} = ({rest}) % {v.upper()}"]
@@ -315,7 +322,10 @@ class _Writer:
                 elif index.split and index.split[0].upper() not in known:
                     outer, inner = (v.upper() for v in index.split)
                     known[outer] = size
-                    rows += [f"assert {size} % {inner} == 0, '{n}, axis {axis}: pad to a multiple of {inner}'", f"{outer} = {size} // {inner}"]
+                    rows += [
+                        f"assert {size} % {inner} == 0, '{n}, axis {axis}: pad to a multiple of {inner}'",
+                        f"{outer} = {size} // {inner}",
+                    ]
         missing = [name for name in runtime if name not in known]
         if missing:
             raise ProbatumError(f"the extents {', '.join(missing)} follow from no input")
@@ -326,7 +336,8 @@ class _Writer:
             steps.append(f"{n} = torch.empty(({shape.strip()}), dtype={first}.dtype, device={first}.device)")
         count = " * ".join([f"triton.cdiv({self.outer.upper()}, {self.block})", *(v.upper() for v in self.grid)])
         strides = "".join(f"*{n}.stride(), " for n in tensors)
-        call = f"{self.name}[({count},)]({', '.join(tensors)}, {strides}{', '.join(runtime)}, {''.join(f'{c}, ' for c in constants)}{self.block})"
+        arguments = f"{', '.join(tensors)}, {strides}{', '.join(runtime)}, {''.join(f'{c}, ' for c in constants)}{self.block}"
+        call = f"{self.name}[({count},)]({arguments})"
         steps += [call, "return " + ", ".join(graph.outputs)]
         return [f"def launch_{self.name}({', '.join(graph.inputs)}):", *("    " + row for row in steps)]
 

@@ -137,7 +137,9 @@ class Cascade:
                 reason += f", since {_culprit(graph, passes)}"
         elif passes and passes.count > 1:
             reason = f"{passes.count} passes over {rank}: {_culprit(graph, passes)}"
-        elif stray := [s.target.name for s, role in zip(graph.statements, graph.roles, strict=True) if role == "after" and _spans(graph, s)]:
+        elif stray := [
+            s.target.name for s, role in zip(graph.statements, graph.roles, strict=True) if role == "after" and _spans(graph, s)
+        ]:
             reason = f"{stray[0]} reads all steps after the last one"
         else:
             if plan == "reference":
@@ -375,7 +377,9 @@ def attention(
     block = min(block, m)
     steps = -(-m // block)
     splits = min(splits, steps)
-    cascade = _attention(causal, window, lengths is not None, "alibi" if alibi is not None else "tensor" if bias is not None else None, softcap)
+    cascade = _attention(
+        causal, window, lengths is not None, "alibi" if alibi is not None else "tensor" if bias is not None else None, softcap
+    )
     padding = steps * block - m
     if padding:
         key, value = (torch.nn.functional.pad(t, (0, 0, 0, padding)) for t in (key, value))
@@ -390,8 +394,8 @@ def attention(
         inputs |= {"LENGTH": lengths - first} if lengths is not None else {"KEYS": number(m - first)}
         inputs |= {"SLOPE": alibi.reshape(g, r)} if alibi is not None else {}
         inputs |= {"BIAS": bias[..., first:last].reshape(b, g, r, p, last - first)} if bias is not None else {}
-        wanted = ("RM", "RD", "RNV") if splits > 1 else ("AV",)  # type: ignore[assignment]
-        parts.append(cascade.run(inputs, {"M0": block}, plan="blocked", outputs=wanted))  # type: ignore[arg-type]
+        results = ("RM", "RD", "RNV") if splits > 1 else ("AV",)
+        parts.append(cascade.run(inputs, {"M0": block}, plan="blocked", outputs=results))
     if splits == 1:
         return parts[0]["AV"].reshape(b, h, p, -1)
     states = tuple(torch.stack([part[name] for part in parts]) for name in ("RM", "RD", "RNV"))

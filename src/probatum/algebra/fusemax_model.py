@@ -85,8 +85,9 @@ def design(name: str) -> Table:
         name: as in `published`; "binding" is FuseMax, "flat" its baseline.
     Returns:
         "traffic" (bytes), "latency" (s), "compute" (s), "memory" (s); "util_2d" for fused attention; "energy" (pJ) for binding,
-        architecture and flat, where L3 is fitted: within 0.4 % (FuseMax) and 4.3 % (FLAT) of every published point. Linear layers have "least_traffic" in place of "traffic":
-        every operand once, to which the artifact's mapper adds re-reads. "unfused" is within 0.4 %, all else equal to rounding.
+        architecture and flat, where L3 is fitted: within 0.4 % (FuseMax) and 4.3 % (FLAT) of every published point. Linear layers have
+        "least_traffic" in place of "traffic": every operand once, to which the artifact's mapper adds re-reads. "unfused" is within
+        0.4 %, all else equal to rounding.
     Raises:
         ProbatumError: unknown name.
     """

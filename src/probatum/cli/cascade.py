@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 
 
 def cascade(
-    source: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A cascade by name (see --list), or a text file with one; - is standard input.")] = "",
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A cascade by name (see --list), or a text file with one; - is standard input.")
+    ] = "",
     listing: Annotated[bool, typer.Option("--list", help="The cascades known by name, with their passes.")] = False,
-    family: Annotated[str | None, typer.Option(help="Rank family to count passes over, as m or m1,m0. Default: the one that matters most.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Rank family to count passes over, as m or m1,m0. Default: the one that matters most.")
+    ] = None,
     extent: Annotated[list[str] | None, typer.Option("--extent", "-x", help="Size of a rank, as P=4096; repeat. Needed for cost.")] = None,
     machine: Annotated[
         str | None, typer.Option(help="Cost on a machine: fusemax, flat, h100, laptop, or a TOML file (clock, matrix_lanes, ...).")
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="A mask, as 'QK: m <= p'; repeat.")] = None,
-    picture: Annotated[Path | None, typer.Option("--picture", help="Draw the dependence graph with its pass boundaries into a PNG or SVG file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the dependence graph with its pass boundaries into a PNG or SVG file.")
+    ] = None,
     triton: Annotated[Path | None, typer.Option("--triton", help="Write a Triton kernel of a 1-pass cascade into a file.")] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run on tensors: an .npz file with an array an input.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the results of --run go (.npz).")] = None,
@@ -105,7 +111,10 @@ def _analyse(found: "Cascade", ranks: tuple[str, ...], extents: dict[str, int]) 
             for s, p, role in zip(found.graph.statements, passes.of_statement, found.graph.roles, strict=True)
         ],
         "buffers": [
-            {"tensor": f.name, "role": f.role, "read_in": list(f.passes), "needs": f.needs, "live": list(f.live), "live_words": f.live_words, "words": f.words}
+            {
+                "tensor": f.name, "role": f.role, "read_in": list(f.passes), "needs": f.needs, "live": list(f.live),
+                "live_words": f.live_words, "words": f.words,
+            }
             for f in found.footprints(*ranks, extents=extents)
         ],
         "extents": known,
@@ -157,7 +166,15 @@ def _list(json: bool) -> None:
     rows = []
     for name in TAXONOMY:
         found = Cascade.named(name)
-        rows.append({"name": name, "passes": found.passes().count, "family": list(found.family), "inputs": list(found.inputs), "outputs": list(found.outputs)})
+        rows.append(
+            {
+                "name": name,
+                "passes": found.passes().count,
+                "family": list(found.family),
+                "inputs": list(found.inputs),
+                "outputs": list(found.outputs),
+            }
+        )
     if json:
         print_json(rows)
         return
@@ -187,7 +204,12 @@ def _print(found: "Cascade", document: dict[str, Any], ranks: tuple[str, ...]) -
         live = " * ".join(row["live"]) or "1"
         live += f" = {row['live_words']:,}" if row["live_words"] is not None and row["live"] else ""
         table.add_row(
-            row["tensor"], row["role"], ", ".join(map(str, row["read_in"])), row["needs"], live, f"{row['words']:,}" if row["words"] is not None else ""
+            row["tensor"],
+            row["role"],
+            ", ".join(map(str, row["read_in"])),
+            row["needs"],
+            live,
+            f"{row['words']:,}" if row["words"] is not None else "",
         )
     if table.row_count:
         screen.print(table)
@@ -195,12 +217,15 @@ def _print(found: "Cascade", document: dict[str, Any], ranks: tuple[str, ...]) -
         screen.print("operations: " + ", ".join(f"{kind} {n:,}" for kind, n in sorted(document["operations"].items(), key=lambda e: -e[1])))
     if cost := document.get("cost"):
         screen.print(
-            f"on {cost['machine']}: [bold]{cost['seconds']:.4g} s[/], bound by {cost['bound']} (matrix {cost['matrix_seconds']:.4g}, vector "
-            f"{cost['vector_seconds']:.4g}, memory {cost['memory_seconds']:.4g} s); {size(cost['bytes'])} moved"
+            f"on {cost['machine']}: [bold]{cost['seconds']:.4g} s[/], bound by {cost['bound']} (matrix {cost['matrix_seconds']:.4g}, "
+            f"vector {cost['vector_seconds']:.4g}, memory {cost['memory_seconds']:.4g} s); {size(cost['bytes'])} moved"
             + (f", {cost['joules']:.4g} J" if cost["joules"] is not None else "")
         )
         if cost["outer"]:
-            screen.print(f"{cost['outer']} in {cost['tiles']} tile{'s' if cost['tiles'] != 1 else ''}" + (f"; spilled: {', '.join(cost['spilled'])}" if cost["spilled"] else ""))
+            screen.print(
+                f"{cost['outer']} in {cost['tiles']} tile{'s' if cost['tiles'] != 1 else ''}"
+                + (f"; spilled: {', '.join(cost['spilled'])}" if cost["spilled"] else "")
+            )
     for what in ("picture", "triton"):
         if what in document:
             screen.print(f"wrote {document[what]}")

@@ -109,6 +109,18 @@ def test_a_filtered_reduction_equals_its_definition(i, j, k, shift, how):
         assert_close(float(got[kk, ii]), float(combine(kept)))
 
 
+def test_tiles_without_a_point_are_skipped(monkeypatch):
+    from probatum.algebra import cascade_execution
+
+    calls = []
+    monkeypatch.setattr(cascade_execution, "contract", lambda *a, whole=cascade_execution.contract: calls.append(a) or whole(*a))
+    inputs = {n: torch.randn(1, 2, 16, 3) for n in "QKV"}
+    cascade = Cascade.named("attention-1pass").where("BQK", "m1*M0+m0 <= p")
+    got = cascade.run(inputs, {"M0": 4}, tile={"p": 4})["AV"]
+    assert len(calls) == 2 * (4 + 3 + 2 + 1)  # two products in each tile on or below the diagonal
+    assert_close(got, torch.nn.functional.scaled_dot_product_attention(*inputs.values(), is_causal=True))
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 4), st.integers(1, 7), st.booleans())
 def test_blocked_equals_reference(p, steps, size, tile, causal):

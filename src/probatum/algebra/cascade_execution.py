@@ -157,7 +157,7 @@ class Frame:
             value = torch.full([1] * len(space), value, dtype=self.dtype, device=self.device)
         reduced = [(how, v) for how, v in statement.reduced if v not in self.fixed]
         if isinstance(filters, Tensor):
-            value = torch.where(filters, value, IDENTITY[reduced[0][0]] if reduced else 0.0)
+            value = value.masked_fill(~filters, IDENTITY[reduced[0][0]] if reduced else 0.0)
         value = value.expand([self.range_of(v)[1] for v in space])
         names = list(space)
         while reduced:  # neighbours of the same kind in one call

@@ -135,7 +135,8 @@ def test_foreign_files_are_recognised_by_their_keys(net, wrap, tmp_path):
     got = weights.load(tmp_path / "x.pth")
     assert got.config() == net.config()
     x = torch.rand(1, 3, 5, 6)
-    assert torch.equal(got(x, net.scales[0]), net(x, net.scales[0]))
+    # loaded nets are in channels-last memory, whose convolutions sum in another order
+    torch.testing.assert_close(got(x, net.scales[0]), net(x, net.scales[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_checkpoint_of_the_other_variant_is_told(tmp_path):

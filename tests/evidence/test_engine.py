@@ -208,7 +208,7 @@ def test_ctrl_c_ends_with_a_line_and_keeps_finished_seeds(own_home):
         "import made_claims\nfrom probatum.cli.output import interruptible\nfrom test_engine import run\n"
         "with interruptible():\n    run(made_claims.clear)"
     )
-    process = script(code, own_home, wait=False, MADE_SLEEP="0.5")
+    process = script(code, own_home, wait=False, MADE_SLEEP="3")
     deadline = time.time() + 20
     while not finished(own_home) and time.time() < deadline:
         time.sleep(0.05)

@@ -452,7 +452,8 @@ def test_todays_hashes_are_those_a_record_of_today_has(monkeypatch):
     paper = dataclasses.replace(catalog()["mezo"], public=("MeZO",), claims=("accuracy", "memory"))
     monkeypatch.setattr("probatum.catalog.catalog", lambda: {"mezo": paper, "carn": catalog()["carn"]})
     today = code.code_hash(paper)
-    assert current_hashes() == {("mezo", "accuracy"): today, ("mezo", "memory"): today}
+    found = {key: value for key, value in current_hashes().items() if key[0] == "mezo"}
+    assert found == {("mezo", "accuracy"): today, ("mezo", "memory"): today}
 
 
 def test_every_link_within_the_site_leads_somewhere(made, tmp_path):

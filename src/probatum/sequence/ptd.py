@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from probatum.algebra.monoids import AFFINE, scan
 from probatum.errors import ProbatumError
 from probatum.sequence.hippo import legs, normal_eigenvalues
-from probatum.sequence.ssm import DiagonalSSM, Mode, discretise
+from probatum.sequence.ssm import DiagonalSSM, Mode, discretise, raised
 
 __all__ = ["S4PTD", "S5", "S5PTD", "Diagonalisation", "approx_diagonalize", "conjugate_half", "transfer", "transfer_of"]
 
@@ -243,11 +243,11 @@ class S5(nn.Module):
 
     def _system(self, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """Discrete A (P/2,), B (P/2, H), C (directions, H, P/2)."""
-        real = self.a_real.clamp(max=-1e-4) if self.clip else self.a_real
+        real = raised(self.a_real).clamp(max=-1e-4) if self.clip else raised(self.a_real)
         a, b = discretise(
-            torch.complex(real, self.a_imag)[:, None], torch.view_as_complex(self.b), torch.exp(self.log_dt)[:, None] * rate, "zoh"
+            torch.complex(real, raised(self.a_imag))[:, None], torch.view_as_complex(raised(self.b)), torch.exp(raised(self.log_dt))[:, None] * rate, "zoh"
         )
-        return a[:, 0], b, torch.view_as_complex(self.c)
+        return a[:, 0], b, torch.view_as_complex(raised(self.c))
 
     def initial_state(self, batch: int) -> Tensor:
         """Zeros (B, P/2)."""
@@ -262,7 +262,7 @@ class S5(nn.Module):
             raise ProbatumError(f"the input must be (B, L, {self.channels}) with L at least 1, got {tuple(u.shape)}")
         if self.bidirectional and state is not None:
             raise ProbatumError("a bidirectional layer has no state to begin from")
-        x = u.to(self.log_dt.dtype) if self.log_dt.dtype in (torch.float32, torch.float64) else u
+        x = u.to(raised(self.log_dt).dtype)
         ends = torch.full((len(u),), u.shape[1], device=u.device) if lengths is None else lengths.to(u.device)
         if int(ends.min()) < 1 or int(ends.max()) > u.shape[1]:
             raise ProbatumError(f"lengths must be from 1 to {u.shape[1]}, got {ends.tolist()}")
@@ -277,7 +277,7 @@ class S5(nn.Module):
             other = scan(AFFINE, (a.expand(forced.shape), forced.flip(1)), axis=1, mode=mode)[1].flip(1)
             y = y + 2 * torch.einsum("blp,hp->blh", other, c[1]).real
         end = None if self.bidirectional else states[torch.arange(len(u), device=u.device), ends - 1]
-        y = y + self.d * x
+        y = y + raised(self.d) * x
         return (y.to(u.dtype) if u.is_floating_point() else y), end
 
     def step(self, u: Tensor, state: Tensor | None = None, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -287,7 +287,7 @@ class S5(nn.Module):
         a, b, c = self._system(rate)
         state = self.initial_state(len(u)) if state is None else state
         state = a * state + torch.einsum("bh,ph->bp", u.to(b.dtype), b)
-        return 2 * torch.einsum("bp,hp->bh", state, c[0]).real + self.d * u, state
+        return 2 * torch.einsum("bp,hp->bh", state, c[0]).real + raised(self.d) * u, state
 
 
 class S5PTD(S5):

@@ -67,6 +67,11 @@ def fft_convolution(u: Tensor, kernel: Tensor, backward: Tensor | None = None) -
     return torch.fft.irfft(spectrum, n=size)[..., :length]
 
 
+def raised(x: Tensor) -> Tensor:
+    """Half precision raised to single: complex numbers have none."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 class DiagonalSSM(nn.Module):
     """H independent diagonal systems.
 
@@ -131,15 +136,16 @@ class DiagonalSSM(nn.Module):
 
     def eigenvalues(self) -> Tensor:
         """A, (H, n) complex."""
-        real = {"exp": -torch.exp(self.a_real), "relu": -torch.relu(self.a_real), "none": self.a_real}[self.real_transform]
-        return torch.complex(real, self.a_imag).repeat(self.channels // len(self.a_real), 1)
+        decay = raised(self.a_real)
+        real = {"exp": -torch.exp(decay), "relu": -torch.relu(decay), "none": decay}[self.real_transform]
+        return torch.complex(real, raised(self.a_imag)).repeat(self.channels // len(self.a_real), 1)
 
     def _system(self, rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """log of the discrete A (exact for zoh), discrete A and B, C: (H, n), (H, n), (H, n), (directions, H, n)."""
         a = self.eigenvalues()
-        b = torch.view_as_complex(self.b).repeat(self.channels // len(self.b), 1)
-        c = torch.view_as_complex(self.c)
-        dt = torch.exp(self.log_dt)[:, None] * rate
+        b = torch.view_as_complex(raised(self.b)).repeat(self.channels // len(self.b), 1)
+        c = torch.view_as_complex(raised(self.c))
+        dt = torch.exp(raised(self.log_dt))[:, None] * rate
         if self.bandlimit is not None:
             c = c * (a.imag.abs() * dt / (2 * math.pi) <= self.bandlimit / 2)
         if self.disc == "dss":
@@ -176,7 +182,7 @@ class DiagonalSSM(nn.Module):
         kernel = self.kernel(length, rate)
         columns = x.transpose(1, 2)
         y = fft_convolution(columns, kernel[0], kernel[1] if self.bidirectional else None)
-        y = y + self.d[:, None] * columns
+        y = y + raised(self.d)[:, None] * columns
         end = None
         if state is not None:
             log_a, _, b, c = self._system(rate)
@@ -214,7 +220,7 @@ class DiagonalSSM(nn.Module):
         if state is not None:
             forced = torch.cat([(forced[:, 0] + discrete * state)[:, None], forced[:, 1:]], 1)
         _, states = scan(AFFINE, (discrete.expand(forced.shape), forced), axis=1, mode=mode)
-        y = 2 * torch.einsum("blhn,hn->blh", states, c[0]).real + self.d * x
+        y = 2 * torch.einsum("blhn,hn->blh", states, c[0]).real + raised(self.d) * x
         return y, states
 
     def step(self, u: Tensor, state: Tensor | None = None, *, rate: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -225,7 +231,7 @@ class DiagonalSSM(nn.Module):
         x = self._single(u)
         state = self.initial_state(len(u)) if state is None else state
         state = discrete * state + b * x[..., None]
-        return 2 * (state * c[0]).sum(-1).real + self.d * x, state
+        return 2 * (state * c[0]).sum(-1).real + raised(self.d) * x, state
 
     def _recurrence(self, rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self.bidirectional:
@@ -236,7 +242,7 @@ class DiagonalSSM(nn.Module):
 
     def _single(self, u: Tensor) -> Tensor:
         """Complex kernels never run in half precision: inputs are raised to the parameters' precision, the output comes back in theirs."""
-        return u.to(self.log_dt.dtype) if u.dtype != self.log_dt.dtype and self.log_dt.dtype in (torch.float32, torch.float64) else u
+        return u.to(raised(self.log_dt).dtype)
 
     def _input(self, u: Tensor, lengths: Tensor | None) -> Tensor:
         if u.ndim != 3 or u.shape[2] != self.channels:

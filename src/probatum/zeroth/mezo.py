@@ -5,6 +5,7 @@ seed instead of being stored, so that training takes the memory of inference. It
 low rank. For models too large to differentiate and for objectives without a gradient (accuracy, F1); where backpropagation fits it is
 better: it costs three forwards and gives the whole gradient.
 
+>>> import torch
 >>> net = torch.nn.Linear(3, 2)
 >>> x, y = torch.randn(8, 3), torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
 >>> optimizer = MeZO(net.named_parameters(), lr=0.05, seed=1)

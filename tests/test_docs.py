@@ -139,3 +139,12 @@ def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path):
         loaded = re.findall(r"<(?:script|img|iframe)[^>]+src=[\"']?([^\"' >]+)", source)
         loaded += re.findall(r"<link[^>]+rel=[\"']?(?:stylesheet|icon|preconnect)[^>]*href=[\"']?([^\"' >]+)", source)
         assert not [address for address in loaded if re.match(r"(https?:)?//", address)], path
+
+
+@pytest.mark.parametrize("guide", ["use-a-method", "which-one-for-me"])
+def test_the_python_of_a_guide_runs(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/guides/{guide}.md").read_text("utf-8"), re.S)
+    space = {"__name__": "guide"}
+    for block in blocks:
+        exec(compile(block, f"{guide}.md", "exec"), space)

@@ -3,7 +3,8 @@
 import pytest
 
 from probatum import ProbatumError
-from probatum.claims.sequence.comparison import ARMS, build, read_series
+from probatum.claims.sequence.comparison import ARMS, read_series
+from probatum.claims.sequence.training import classifier
 
 
 def test_every_arm_is_built_with_about_as_many_parameters():
@@ -11,7 +12,7 @@ def test_every_arm_is_built_with_about_as_many_parameters():
 
     counts = {}
     for arm in ARMS:
-        model = build(arm.name, 1, 10, torch.Generator().manual_seed(0))
+        model = classifier(arm.name, 1, 10, torch.Generator().manual_seed(0))
         counts[arm.name] = sum(p.numel() for p in model.parameters())
         assert model(torch.zeros(2, 16, 1)).shape == (2, 10)
     assert max(counts.values()) < 1.6 * min(counts.values()), counts

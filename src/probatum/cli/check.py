@@ -10,7 +10,7 @@ import typer
 from probatum import __version__
 from probatum.catalog import catalog, find_family
 from probatum.cli.browse import Json
-from probatum.cli.output import console, duration, interruptible, print_json, verdict
+from probatum.cli.output import console, duration, interruptible, print_json, progress_bar, verdict
 from probatum.errors import ProbatumError
 
 if TYPE_CHECKING:
@@ -127,14 +127,9 @@ class Screen:
     """What a person sees while claims run: a bar with time left on a terminal, a line an event elsewhere."""
 
     def __init__(self, claims: "list[Claim]", json: bool) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
         self.out = console(to_stderr=json)
         self.live = self.out.is_terminal
-        self.bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.out, disable=not self.live, transient=True,
-        )  # fmt: skip
+        self.bar = progress_bar(self.out)
         self.task = self.bar.add_task("starting", total=0)
         self.seeds: dict[tuple[str, int], float] = {}
         self.total = 0

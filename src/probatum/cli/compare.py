@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probatum.cli.browse import Json
-from probatum.cli.output import console, duration, interruptible, print_json, size
+from probatum.cli.output import console, duration, interruptible, print_json, progress_bar, size
 
 if TYPE_CHECKING:
     from probatum.evidence.comparisons import Comparison
@@ -102,14 +102,8 @@ class _Screen:
     """Progress of a comparison: a bar with time left on a terminal, a line an arm elsewhere."""
 
     def __init__(self, json: bool) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
         self.out = console(to_stderr=json)
-        self.bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.out,
-            disable=not self.out.is_terminal, transient=True,
-        )  # fmt: skip
+        self.bar = progress_bar(self.out)
         self.task = self.bar.add_task("starting", total=1)
         self.done = 0
 

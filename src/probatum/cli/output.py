@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
-__all__ = ["console", "duration", "interruptible", "print_json", "size", "verdict"]
+__all__ = ["console", "duration", "interruptible", "print_json", "progress_bar", "size", "verdict"]
 
 COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "error": "magenta", "ran": "cyan", "built": "cyan"}
 
@@ -20,6 +21,16 @@ def console(*, to_stderr: bool = False) -> "Console":
     from rich.console import Console
 
     return Console(stderr=to_stderr, highlight=False, soft_wrap=False)
+
+
+def progress_bar(out: "Console") -> "Progress":
+    """What is being done, how much of it, and the time left; shown on terminals only and gone afterwards."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), console=out, disable=not out.is_terminal, transient=True,
+    )  # fmt: skip
 
 
 def print_json(document: Any) -> None:

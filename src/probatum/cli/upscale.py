@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from probatum.cli.output import console, duration, interruptible, print_json
+from probatum.cli.output import console, duration, interruptible, print_json, progress_bar
 from probatum.errors import MissingExtra, ProbatumError
 
 __all__ = ["upscale"]
@@ -60,30 +60,9 @@ class _Screen:
     """A bar with time left on a terminal, a line a file elsewhere; failures always as one line on standard error."""
 
     def __init__(self, json: bool) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
         self.json = json
         self.out = console(to_stderr=True)
-        self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.out,
-            disable=not self.out.is_terminal,
-            transient=True,
-        )
+        self.bar = progress_bar(self.out)
         self.task: Any = self.bar.add_task("starting", total=1)
         self.done = 0
 

@@ -16,33 +16,6 @@ ARMS = [
 ]
 
 
-def build(arm: str, inputs: int, classes: int, generator: Any) -> Any:
-    """A classifier of (B, L, inputs): two blocks of width 32 and state 32, or a GRU of about as many parameters."""
-    from torch import Tensor, nn
-
-    from probatum.sequence import S4D, S4PTD, SequenceModel, SSMBlock
-    from probatum.sequence.dplr import S4
-
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gru, self.head = nn.GRU(inputs, 40, num_layers=2, batch_first=True), nn.Linear(40, classes)
-
-        def forward(self, u: Tensor) -> Tensor:
-            return self.head(self.gru(u)[0].mean(1))
-
-    if arm == "GRU":
-        return Recurrent()
-    make = {
-        "S4 (DPLR)": lambda: S4(32, 32, generator=generator),
-        "S4D-LegS": lambda: S4D(32, 32, init="legs", generator=generator),
-        "S4D-Lin": lambda: S4D(32, 32, init="lin", generator=generator),
-        "S4D-Inv": lambda: S4D(32, 32, init="inv", generator=generator),
-        "S4-PTD": lambda: S4PTD(32, 32, generator=generator),
-    }[arm]
-    return SequenceModel(inputs, classes, [SSMBlock(make(), dropout=0.1) for _ in range(2)])
-
-
 def embedded() -> tuple[Any, Any]:
     """scikit-learn's digits read as 64 grey values: (1797, 64, 1) and labels."""
     import numpy as np
@@ -97,40 +70,21 @@ def read_series(path: str | Path) -> tuple[Any, Any]:
 )  # fmt: skip
 def sequence(run: ComparisonRun, arm: str) -> None:
     """The same split, steps (250; full 2,000) and batch (64) for all; each arm's rate is the paper's (GRU: half of it)."""
-    import time
-
     import numpy as np
     import torch
-    from torch import nn
 
+    from probatum.claims.sequence.training import train
     from probatum.evidence.process import peak_memory
-    from probatum.sequence import param_groups
 
     series, labels = read_series(run.data) if run.data else embedded()
     order = np.random.default_rng(0).permutation(len(series))
     held, fit = order[: max(20, len(order) // 5)][:400], order[max(20, len(order) // 5) :]
-    x, y = torch.tensor(series[fit]), torch.tensor(labels[fit])
-    generator = run.generator("training")
-    torch.manual_seed(run.number("start") % 2**31)
-    model = build(arm, x.shape[2], int(labels.max()) + 1, generator)
-    steps = {"smoke": 3, "quick": 250, "full": 2000}[run.budget]
-    optimizer = torch.optim.AdamW(param_groups(model, 5e-3 if arm == "GRU" else 1e-2, 0.01))
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
-    taken = []
-    for _ in run.progress(range(steps), label=arm):
-        begun = time.perf_counter()
-        batch = torch.randint(len(x), (min(64, len(x)),), generator=generator)
-        loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        taken.append(time.perf_counter() - begun)
-    model.eval()
+    x, y = torch.tensor(series), torch.tensor(labels)
+    count = {"smoke": 3, "quick": 250, "full": 2000}[run.budget]
+    steps = run.progress(range(count), label=arm)
+    model, taken = train(arm, x[fit], y[fit], int(labels.max()) + 1, steps, count, run.number("training") % 2**31)
     with torch.no_grad():
-        right = model(torch.tensor(series[held])).argmax(-1) == torch.tensor(labels[held])
+        right = model(x[held]).argmax(-1) == y[held]
     run.record(arm, accuracy=right.float().tolist())
     run.record(arm, step=float(np.median(taken)), unit="s")
     run.record(arm, peak=peak_memory(), unit="B")

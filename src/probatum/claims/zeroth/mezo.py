@@ -20,7 +20,7 @@ FRESH = "on fresh draws of pre-training, labels and test split"
 
 
 @claim(
-    "mezo", "accuracy", version=1, first_seed=10, budgets={"quick": 8, "full": 20}, source="Table 1 (RoBERTa-large, k = 16)",
+    "mezo", "accuracy", version=2, first_seed=20, budgets={"quick": 8, "full": 20}, source="Table 1 (RoBERTa-large, k = 16)",
     says="full-parameter tuning from forward passes beats a linear probe and keeps most of the gain of Adam",
     reported="SST-2, k = 16: zero-shot 79.0, linear probe 76.0, MeZO 90.5, Adam 91.9; TREC 32.0, 51.3, 76.9, 85.0",
     holds_if=[
@@ -38,7 +38,8 @@ def accuracy(run: Run, seed: int) -> None:
     logistic regression on its last hidden layer, logistic regression on the raw pixels of the same 160 images, Adam on all weights
     (1,000 steps). C and Adam's lr come from three values each by 500 validation images of the seed. MeZO's lr was fixed before, on
     development seeds: of 2.5e-4, 5e-4 and 1e-3 seed 0 gives .720, .756 and .762 on validation, and runs at 1e-3 can collapse. Full also
-    reports 30 degrees with 4 images a class, without a condition.
+    reports 30 degrees with 4 images a class, without a condition. Version 1 had narrower grids for C and Adam, whose best values lay at the
+    edge; these seeds are new.
     """
     from probatum.data.digits import shifted_digits
 
@@ -68,7 +69,7 @@ def by_seed(run: Run) -> None:
 
 
 @claim(
-    "mezo", "objective", version=1, first_seed=10, budgets={"quick": 8, "full": 20}, source="Section 3.3 (Table 2)",
+    "mezo", "objective", version=2, first_seed=20, budgets={"quick": 8, "full": 20}, source="Section 3.3 (Table 2)",
     says="accuracy itself, which has no gradient, can be the objective",
     reported="RoBERTa-large tuned on accuracy: SST-2 92.7 (k = 512); SQuAD F1 of OPT-13B tuned on F1: 78.5",
     holds_if=[
@@ -81,7 +82,8 @@ def objective(run: Run, seed: int) -> None:
 
     The objective is the error rate of the batch (eps 1e-2, so that some answers flip; 6,000 steps of 64). It is compared with the network
     as it is, and, after 6,000 steps on cross-entropy, with stopping there: whether it at least does no harm. Each of the three trainings
-    takes the better of two learning rates by 500 validation images; angle, eps and steps were found on seeds 0 and 1.
+    takes the better of two learning rates by 500 validation images; angle, eps and steps were found on seeds 0 and 1. Version 1 had fixed
+    rates, and failed on the seeds from 10: continuing after cross-entropy lost .09 at its rate. These seeds are new.
     """
     from probatum.data.digits import shifted_digits
 

@@ -48,7 +48,7 @@ def delays(run: Run) -> None:
         axes.legend(fontsize=8)
 
 
-@claim("s4d", "digits", version=1, says="S4D started from LegS classifies as S4 does, and better than from real eigenvalues",
+@claim("s4d", "digits", version=2, says="S4D started from LegS classifies as S4 does, and better than from real eigenvalues",
        source="Table 4 (LRA) and Table 5", reported="LRA average: S4D-LegS 84.89, S4-LegS 86.09 (from memory)",
        budgets={"quick": 3, "full": 10},
        holds_if=[as_good("accuracy", "S4D-LegS", "S4 (DPLR)", kind="items", within=0.03, trained=("S4D-LegS", "S4 (DPLR)")),
@@ -56,8 +56,9 @@ def delays(run: Run) -> None:
 def digits(run: Run, seed: int) -> None:
     """scikit-learn's digits enlarged to 16 x 16 and read as 256 grey values, 1,400 to train on and the other 397 as test items (a fixed
     split); two blocks of width 32 and state 32, 200 steps of 64 (full: 1,500), AdamW as the paper (SSM parameters at 1e-3 without decay).
-    Baselines: S4 itself (DPLR), real eigenvalues, and a GRU of about as many parameters, whose learning rate is half. 256 steps are short;
-    the paper's tasks are 1,024 to 16,384 long."""
+    Baselines: S4 itself (DPLR), real eigenvalues, and a GRU of about as many parameters, at the best of five rates on images held
+    out of the training set (.02; without a condition). 256 steps are short; the paper's tasks are 1,024 to 16,384 long. Version 1 had the GRU at
+    .005, where it learns little."""
     import torch
     from sklearn.datasets import load_digits
 
@@ -71,7 +72,8 @@ def digits(run: Run, seed: int) -> None:
     steps = {"smoke": 2, "quick": 200, "full": 1500}[run.budget]
     held = held[:100] if run.smoke else held
     for name in run.progress(["S4D-LegS", "S4 (DPLR)", "S4D-Real", "GRU"]):
-        model, _ = train(name, x[fit], y[fit], 10, range(steps), steps, run.number(name) % 2**31)
+        rate = 2e-2 if name == "GRU" else 1e-2
+        model, _ = train(name, x[fit], y[fit], 10, range(steps), steps, run.number(name) % 2**31, rate)
         with torch.no_grad():
             run.record(name, accuracy=(model(x[held]).argmax(-1) == y[held]).float().tolist())
         run.record(name, parameters=sum(p.numel() for p in model.parameters()))

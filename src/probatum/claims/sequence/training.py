@@ -35,8 +35,8 @@ def classifier(layer: str, inputs: int, classes: int, generator: Any) -> Any:
     return SequenceModel(inputs, classes, [SSMBlock(make(), dropout=0.1) for _ in range(2)])
 
 
-def train(layer: str, x: Any, y: Any, classes: int, steps: Iterable[int], count: int, seed: int) -> tuple[Any, list[float]]:
-    """Train on x (n, L, inputs) and y (n,), batches of 64, AdamW as the paper (SSM parameters at 1e-3 without decay; the GRU at half the rate).
+def train(layer: str, x: Any, y: Any, classes: int, steps: Iterable[int], count: int, seed: int, rate: float) -> tuple[Any, list[float]]:
+    """Train on x (n, L, inputs) and y (n,), batches of 64, AdamW as the paper (SSM parameters at 1e-3 without decay), one cycle to `rate`.
 
     Args:
         steps: `count` steps, which a caller may wrap in a progress bar.
@@ -51,7 +51,7 @@ def train(layer: str, x: Any, y: Any, classes: int, steps: Iterable[int], count:
     torch.manual_seed(seed)  # the GRU, linear layers and dropout; our worker processes have no other use of it
     generator = torch.Generator().manual_seed(seed)
     model = classifier(layer, x.shape[2], classes, generator)
-    optimizer = torch.optim.AdamW(param_groups(model, 5e-3 if layer == "GRU" else 1e-2, 0.01))
+    optimizer = torch.optim.AdamW(param_groups(model, rate, 0.01))
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=count, pct_start=0.1)
     taken = []

@@ -22,7 +22,7 @@ ARMS = [
     Arm("Lanczos", "Pillow's Lanczos, the usual choice of image programs"),
     Arm("plain network", "EDSR's residual body, width 32, x2 alone, bicubic skip; trained as the arm below"),
     Arm("CARN, same cost", "width 32, x2 alone, multiply-adds and parameters within 4 % of the arm above", "carn"),
-    Arm("CARN", "width 64, x2 x3 x4: what `upscale` uses by default", "carn"),
+    Arm("CARN", "x2 x3 x4 in one net: what `upscale` uses by default", "carn"),
     Arm("CARN-M", "width 64, four groups, x2 x3 x4", "carn"),
 ]
 # An arm whose weights we do not ship is left out.

@@ -1,4 +1,4 @@
-# make demo   watch a claim being tested on real input, and open the report
+# make demo   watch three claims being tested on real input, and write the report
 # make test   the whole test suite          make lint   ruff and mypy
 # make bench  our hot paths beside peers     make docs   the documentation site
 #
@@ -13,7 +13,7 @@ INSTALL = $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 .PHONY: demo test lint bench docs records clean
 
 demo: $(VENV)/.user
-	-$(BIN)/probatum check generalized_convolution:text
+	-$(BIN)/probatum check generalized_convolution:text carn:quality mezo:memory
 	$(BIN)/probatum report --out site/report
 
 test: $(VENV)/.dev

@@ -144,7 +144,8 @@ def claim_checks(paper: Paper) -> Iterator[Check]:
         def smoke_runs_quickly(claim=claim):
             (result,) = check([claim], Options(budget="smoke", jobs=2), _Silent())  # one thread, as tests share the cores
             assert result.verdict == "ran", result.error
-            assert result.record["seconds"] < 15, f"smoke took {result.record['seconds']:.1f} s (3 s on an idle machine)"
+            seconds = result.record["seconds"]
+            assert seconds < 30, f"smoke took {seconds:.1f} s: 3 s on an idle machine, and ten times that on a shared one"
             recorded = {(m["system"], m["metric"]) for m in result.record["measurements"]}
             assert len(recorded) >= 2, "a claim compares"
 

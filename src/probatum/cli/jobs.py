@@ -5,7 +5,7 @@ from importlib import import_module
 import typer
 
 # Verb -> module of this package whose function of the same name does it.
-VERBS = ("cascade", "match", "upscale")
+VERBS = ("cascade", "finetune", "match", "upscale")
 
 
 def add_to(application: typer.Typer) -> None:

@@ -1,7 +1,5 @@
 """`compare finetune` on a model and a file of one's own."""
 
-import csv
-
 import pytest
 import torch
 
@@ -10,37 +8,6 @@ from probatum.evidence import ComparisonRun
 from probatum.evidence.comparisons import find_comparison
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """A tiny encoder with a tokenizer of whole words, and 60 texts of three classes, told apart by a word."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("own")
-    torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "red", "green", "blue", "thing", "number", *map(str, range(60))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        folder / "model"
-    )
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=12,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=12,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder / "model")
-    with open(folder / "data.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["text", "label"])
-        for i in range(60):
-            rows.writerow([f"{('red', 'green', 'blue')[i % 3]} thing number {i}", f"colour {i % 3}"])
-    return folder
 
 
 def measured(own, arm, seed=0, data="data.csv", model="model"):

@@ -1,0 +1,198 @@
+"""Fine-tuning a folder's checkpoint on a file of texts: resumed, saved, opened again; and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from probatum import ProbatumError
+from probatum.data.texts import read_labelled
+from probatum.finetune.classify import TextClassifier
+from probatum.finetune.job import Job, Watch, open_finetuned, run
+from probatum.finetune.methods import METHODS
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+LOGGED = [name for name in METHODS if name.startswith("mezo")]
+
+
+@pytest.fixture
+def job(own):
+    return Job(str(own / "model"), steps=8, batch=8, length=16)
+
+
+@pytest.fixture
+def texts(own):
+    return read_labelled(own / "data.csv")
+
+
+class Stop(Watch):
+    """Ctrl-C after some steps."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def step(self, step, loss):
+        if step + 1 == self.after:
+            raise KeyboardInterrupt
+
+
+def logits(network, texts):
+    with torch.no_grad():
+        return network(network.batch([row.text for row in texts]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_saved_answers_as_what_was_trained(own, job, texts, tmp_path, method):
+    job = dataclasses.replace(job, method=method)
+    outcome = run(job, texts, tmp_path)
+    assert len(outcome.losses) == 8 and outcome.held_out == 12 and outcome.trained_on == 48 and outcome.tuned > 0
+    again = open_finetuned(tmp_path)
+    right = (again.predict([row.text for row in texts]) == torch.tensor([again.classes.index(row.label) for row in texts])).float()
+    assert 0 <= right.mean() <= 1
+    from transformers import AutoModelForSequenceClassification
+
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()  # what any user of transformers does
+    with torch.no_grad():
+        tokens = again.batch([row.text for row in texts[:5]])
+        assert torch.allclose(plain(**tokens).logits, again(tokens))
+    assert plain.config.id2label == {0: "colour 0", 1: "colour 1", 2: "colour 2"}
+    assert not (tmp_path / ".unfinished").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_interrupted_and_resumed_equals_unbroken(job, texts, tmp_path, method):
+    job = dataclasses.replace(job, method=method)
+    run(job, texts, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(job, texts, tmp_path / "broken", watch=Stop(3))
+    assert not (tmp_path / "broken" / "finetune.json").exists()
+    outcome = run(job, texts, tmp_path / "broken")
+    assert len(outcome.losses) == 8
+    one, other = open_finetuned(tmp_path / "whole"), open_finetuned(tmp_path / "broken")
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", LOGGED)
+def test_a_log_of_kilobytes_is_the_model(job, texts, tmp_path, method):
+    job = dataclasses.replace(job, method=method)
+    run(job, texts, tmp_path / "model")
+    run(dataclasses.replace(job, save="log"), texts, tmp_path / "log")
+    assert sum(path.stat().st_size for path in (tmp_path / "log").iterdir()) < 16_000
+    assert not (tmp_path / "log" / "model.safetensors").exists()
+    one, other = open_finetuned(tmp_path / "model"), open_finetuned(tmp_path / "log")
+    assert torch.equal(logits(one, texts), logits(other, texts))
+
+
+def test_a_new_head_starts_as_logistic_regression(own, texts):
+    network = TextClassifier(own / "model", ["colour 0", "colour 1", "colour 2"], length=16)
+    labels = [network.classes.index(row.label) for row in texts]
+    with torch.no_grad():
+        pooled = network.model.bert(**network.batch([row.text for row in texts])).pooler_output
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=1.0, max_iter=2000).fit(pooled.double().numpy(), labels)
+    network.fit_head([row.text for row in texts], labels)
+    wanted = torch.from_numpy(fitted.decision_function(pooled.double().numpy())).float()
+    assert torch.allclose(logits(network, texts), wanted, atol=1e-3)
+    kept = TextClassifier(own / "model", ["a", "b"], length=16)
+    kept.fit_head([row.text for row in texts], [i % 2 for i in range(len(texts))])
+    assert torch.allclose(kept.model.classifier.weight[0], -kept.model.classifier.weight[1])  # one row of scikit-learn, shared out
+
+
+@pytest.mark.parametrize("method", ["adamw", "mezo", "mezo_lora"])
+def test_a_language_model_answers_with_words(own, texts, tmp_path, method):
+    words = {"colour 0": "red", "colour 1": "green", "colour 2": "blue"}
+    job = Job(str(own / "decoder"), method, steps=4, batch=8, length=16, words=words, template="{text} thing")
+    outcome = run(job, texts, tmp_path)
+    network = TextClassifier(own / "decoder", list(words), words=words, template="{text} thing", length=16)
+    tokens = network.batch([texts[0].text, texts[1].text + " number number"])
+    with torch.no_grad():
+        alone = network(network.batch([texts[0].text]))
+        assert torch.allclose(network(tokens)[:1], alone, atol=1e-5)  # padding changes nothing
+        every = network.model(**{k: tokens[k] for k in ("input_ids", "attention_mask")}).logits
+        assert torch.allclose(network(tokens), every[:, -1, network.answers], atol=1e-6)
+    assert len(outcome.losses) == 4 and open_finetuned(tmp_path).words == words
+
+
+def test_finished_work_is_not_done_again_and_not_overwritten(job, texts, tmp_path):
+    first = run(job, texts, tmp_path)
+    assert run(job, texts, tmp_path).kept
+    with pytest.raises(ProbatumError, match="another finished fine-tuning"):
+        run(dataclasses.replace(job, seed=1), texts, tmp_path)
+    assert json.loads((tmp_path / "finetune.json").read_text())["outcome"]["after"] == first.after
+    again = run(dataclasses.replace(job, seed=1), texts, tmp_path, overwrite=True)
+    assert not again.kept
+
+
+def test_what_is_refused(own, job, texts, tmp_path):
+    cases = [
+        ({"method": "mezzo"}, "method must be one of .*did you mean mezo"),
+        ({"steps": 0}, "steps must be an integer of 1 or more, got 0"),
+        ({"lr": -1.0}, "lr must be above 0"),
+        ({"hold_out": 1.0}, "hold_out must lie between 0 and 1"),
+        ({"method": "adamw", "save": "log"}, "method adamw leaves no log"),
+        ({"words": {"colour 0": "red"}, "model": str(own / "decoder")}, "words has none for the class 'colour 1'"),
+        ({"model": str(tmp_path / "none")}, "a model is a folder"),
+    ]
+    for i, (change, message) in enumerate(cases):
+        with pytest.raises(ProbatumError, match=message):
+            run(dataclasses.replace(job, **change), texts, tmp_path / str(i))
+        assert not (tmp_path / str(i) / "finetune.json").exists()
+    with pytest.raises(ProbatumError, match="has one text"):
+        run(job, [*texts, type(texts[0])("alone", "colour 9")], tmp_path / "one")
+    with pytest.raises(ProbatumError, match="template must contain"):
+        TextClassifier(own / "decoder", ["a", "b"], words={"a": "red", "b": "blue"}, template="no text")
+    with pytest.raises(ProbatumError, match="different tokens"):
+        TextClassifier(own / "decoder", ["a", "b"], words={"a": "red", "b": "red"})
+
+
+def test_a_folder_in_use_a_damaged_state_and_other_settings(job, texts, tmp_path):
+    import fcntl
+    import os
+
+    (tmp_path / "busy").mkdir()
+    handle = os.open(tmp_path / "busy", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(ProbatumError, match="another fine-tuning is writing"):
+        run(job, texts, tmp_path / "busy")
+    os.close(handle)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, texts, tmp_path / "torn", watch=Stop(2))
+    with pytest.raises(ProbatumError, match="unfinished run with other settings"):
+        run(dataclasses.replace(job, batch=4), texts, tmp_path / "torn")
+    (tmp_path / "torn" / ".unfinished" / "state.pt").write_bytes(b"torn")
+    with pytest.raises(ProbatumError, match="is damaged"):
+        run(job, texts, tmp_path / "torn")
+    assert run(job, texts, tmp_path / "torn", overwrite=True).losses
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text("{}")
+    with pytest.raises(ProbatumError, match="a model that this command did not make"):
+        run(job, texts, tmp_path / "theirs")
+
+
+def test_a_checkpoint_with_a_head_of_other_classes(job, texts, tmp_path):
+    run(job, texts, tmp_path / "tuned")
+    again = run(dataclasses.replace(job, model=str(tmp_path / "tuned"), seed=2), texts, tmp_path / "again")  # its head is kept
+    assert again.before >= 0
+    other = [type(row)(row.text, row.label.replace("colour", "hue")) for row in texts]
+    with pytest.raises(ProbatumError, match=r"the checkpoint's head answers colour 0.* and the data has hue 0"):
+        run(dataclasses.replace(job, model=str(tmp_path / "tuned")), other, tmp_path / "third")
+
+
+def test_command(own, tmp_path):
+    from typer.testing import CliRunner
+
+    from probatum.cli import app
+
+    runner = CliRunner()
+    options = ["--model", str(own / "model"), "--data", str(own / "data.csv"), "-o", str(tmp_path / "out"), "--steps", "3", "--batch", "8"]
+    done = runner.invoke(app(), ["finetune", *options, "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["method"] == "mezo" and len(document["losses"]) == 3 and document["peak_memory"] > 1e7
+    assert "finished before" in runner.invoke(app(), ["finetune", *options]).stdout
+    listed = json.loads(runner.invoke(app(), ["finetune", *options, "--method", "list", "--json"]).stdout)
+    assert [row["method"] for row in listed] == list(METHODS)
+    wrong = runner.invoke(app(), ["finetune", *options, "--words", "a"])
+    assert wrong.exit_code != 0

@@ -65,15 +65,19 @@ def list_papers(
         return
     from rich.table import Table
 
+    out = console()
+    wide = out.width >= 120  # a narrow terminal gets a line a paper
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("paper", "family", "state", "verdict"):
+    for column in ("paper", "family", "state", "verdict") if wide else ("paper", "state", "verdict"):
         table.add_column(column, no_wrap=True)
-    table.add_column("idea", ratio=1)
+    table.add_column("idea" if wide else "title", ratio=1, no_wrap=not wide)
+    room = max(16, out.width - max(len(p.id) for p in papers) - 25)
     for p in papers:
         word = _worst(p, verdicts.get(p.id, {}))
         state = f"[cyan]{p.state}[/]" if p.state == "built" else f"[dim]{p.state}[/]"
-        table.add_row(p.id, f"[dim]{p.family}[/]", state, verdict(word) or "[dim]-[/]", p.idea)
-    out = console()
+        family = [f"[dim]{p.family}[/]"] if wide else []
+        title = p.title if len(p.title) <= room else p.title[: room - 1] + "…"
+        table.add_row(p.id, *family, state, verdict(word) or "[dim]-[/]", p.idea if wide else title)
     out.print(table)
     built = sum(p.state == "built" for p in papers)
     out.print(f"\n{len(papers)} papers, {built} built. `probatum show PAPER` tells more, `probatum check PAPER` tests its claims.")

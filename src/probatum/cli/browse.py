@@ -75,9 +75,9 @@ def list_papers(
     for p in papers:
         word = _worst(p, verdicts.get(p.id, {}))
         state = f"[cyan]{p.state}[/]" if p.state == "built" else f"[dim]{p.state}[/]"
-        family = [f"[dim]{p.family}[/]"] if wide else []
+        middle = [f"[dim]{p.family}[/]"] if wide else []
         title = p.title if len(p.title) <= room else p.title[: room - 1] + "…"
-        table.add_row(p.id, *family, state, verdict(word) or "[dim]-[/]", p.idea if wide else title)
+        table.add_row(p.id, *middle, state, verdict(word) or "[dim]-[/]", p.idea if wide else title)
     out.print(table)
     built = sum(p.state == "built" for p in papers)
     out.print(f"\n{len(papers)} papers, {built} built. `probatum show PAPER` tells more, `probatum check PAPER` tests its claims.")

@@ -1,17 +1,18 @@
 """The ways to fine-tune that the command and the comparison offer: one entry a method, each a function from a model to a `Tuner`.
 
 Methods of two families stand here side by side (backpropagation in all its economies, and forward passes alone), so this is where
-`finetune` imports `zeroth`.
+`finetune` imports `zeroth`. The table itself loads nothing heavy.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from probatum.errors import ProbatumError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 __all__ = ["METHODS", "Method", "Setting", "Tuner", "method_named"]
 
@@ -35,12 +36,12 @@ class Tuner:
     `step(closure)` calls the closure, which computes the loss of one batch, as often as the method needs, and gives the loss.
     """
 
-    model: nn.Module
+    model: "nn.Module"
     optimizer: Any
-    step: Callable[[Callable[[], Tensor]], Any]
+    step: "Callable[[Callable[[], Tensor]], Any]"
     log: bool = False
     """Whether `optimizer.log` rebuilds the run from the starting weights."""
-    finish: Callable[[], nn.Module] | None = None
+    finish: "Callable[[], nn.Module] | None" = None
     """Makes the plain model again that can be saved (factors merged); None: it is that already."""
     _base: list[float] = field(default_factory=list)
 
@@ -71,15 +72,15 @@ class Method:
     paper: str | None
     forwards: float
     grid: tuple[float, float, float]
-    prepare: Callable[[nn.Module, Setting, float], Tuner]
+    prepare: "Callable[[nn.Module, Setting, float], Tuner]"
 
-    def tuner(self, model: nn.Module, setting: Setting) -> Tuner:
+    def tuner(self, model: "nn.Module", setting: Setting) -> Tuner:
         """Prepare a model (in place) and its optimizer."""
         return self.prepare(model, setting, self.grid[1] if setting.lr is None else setting.lr)
 
 
-def _first_order(model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any) -> Tuner:
-    def step(closure: Callable[[], Tensor]) -> Tensor:
+def _first_order(model: "nn.Module", optimizer: "torch.optim.Optimizer", **more: Any) -> Tuner:
+    def step(closure: "Callable[[], Tensor]") -> "Tensor":
         optimizer.zero_grad(set_to_none=True)
         loss = closure()
         loss.backward()
@@ -89,16 +90,19 @@ def _first_order(model: nn.Module, optimizer: torch.optim.Optimizer, **more: Any
     return Tuner(model, optimizer, step, **more)
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
+def _trainable(model: "nn.Module") -> "list[nn.Parameter]":
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _adamw(model: nn.Module, setting: Setting, lr: float) -> Tuner:
+def _adamw(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    import torch
+
     return _first_order(model, torch.optim.AdamW(_trainable(model), lr=lr, weight_decay=0.01))
 
 
-def _with_lora(model: nn.Module, setting: Setting) -> Callable[[], nn.Module]:
+def _with_lora(model: "nn.Module", setting: Setting) -> "Callable[[], nn.Module]":
     """Rank-8 factors inside the model, where it stands; everything else but the head frozen. Gives what takes them out again, merged."""
+    import torch
     from peft import LoraConfig, get_peft_model
 
     from probatum.nn.select import select
@@ -115,14 +119,14 @@ def _with_lora(model: nn.Module, setting: Setting) -> Callable[[], nn.Module]:
     for _, parameter in select(model, ["*lora_*", *(_inside(pattern, name) for pattern in setting.head)], trainable_only=False):
         parameter.requires_grad_(True)
 
-    def merged() -> nn.Module:
+    def merged() -> "nn.Module":
         setattr(owner, name, wrapped.merge_and_unload())  # type: ignore[operator]
         return model
 
     return merged
 
 
-def _language_model(model: nn.Module) -> tuple[nn.Module, str, nn.Module]:
+def _language_model(model: "nn.Module") -> "tuple[nn.Module, str, nn.Module]":
     """(owner, attribute, module) of the transformers model inside a classifier."""
     for name, child in model.named_children():
         if hasattr(child, "config"):
@@ -135,19 +139,21 @@ def _inside(pattern: str, name: str) -> str:
     return pattern.replace(f"{name}.", f"{name}.base_model.model.", 1) if pattern.startswith(f"{name}.") else pattern
 
 
-def _lora(model: nn.Module, setting: Setting, lr: float) -> Tuner:
+def _lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    import torch
+
     merged = _with_lora(model, setting)
     return _first_order(model, torch.optim.AdamW(_trainable(model), lr=lr), finish=merged)
 
 
-def _mezo(model: nn.Module, setting: Setting, lr: float) -> Tuner:
+def _mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     from probatum.zeroth import MeZO
 
     optimizer = MeZO(model.named_parameters(), lr=lr, eps=setting.eps or 1e-3, seed=setting.seed, model=model)
     return Tuner(model, optimizer, optimizer.step, log=True)
 
 
-def _mezo_lora(model: nn.Module, setting: Setting, lr: float) -> Tuner:
+def _mezo_lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     from probatum.zeroth import MeZO
 
     merged = _with_lora(model, setting)

@@ -1,17 +1,19 @@
 """Which way to fine-tune an encoder on a few labelled texts: `probatum compare finetune`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from probatum.errors import ProbatumError
 from probatum.evidence import Arm, ComparisonRun, Metric, comparison
+from probatum.finetune.methods import METHODS  # the table alone: nothing heavy is loaded
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from probatum.data.texts import Labelled
+    from probatum.finetune.methods import Tuner
 
 __all__ = ["finetune"]
 
@@ -19,13 +21,8 @@ BATCH, LENGTH = 16, 64
 FORWARDS = {"smoke": 6, "quick": 90, "full": 6000}  # forward passes of one batch a run; a backward counts as two
 PROMPTS = {"positive": "it was great .", "negative": "it was terrible ."}
 
-GRIDS: dict[str, Sequence[float]] = {
-    "linear probe": (0.1, 1.0, 10.0),
-    "adamw, all weights": (2e-5, 1e-4, 5e-4),
-    "adamw, lora": (3e-4, 1e-3, 3e-3),
-    "mezo, all weights": (1e-4, 3e-4, 1e-3),
-    "mezo, lora": (3e-3, 1e-2, 3e-2),
-}
+STRENGTHS = (0.1, 1.0, 10.0)  # of the linear probe
+PAIRS = {"smoke": 4, "quick": 32, "full": 200}  # directions for the gain a query
 
 
 @comparison(
@@ -35,16 +32,14 @@ GRIDS: dict[str, Sequence[float]] = {
     arms=[
         Arm("zero-shot", "nearest label sentence, nothing is trained"),
         Arm("linear probe", "logistic regression on the frozen encoder's output"),
-        Arm("adamw, all weights", "backpropagation through the whole encoder"),
-        Arm("adamw, lora", "backpropagation, rank-8 factors on query and value and the head"),
-        Arm("mezo, all weights", "two forward passes a step, all weights but embeddings", "mezo"),
-        Arm("mezo, lora", "two forward passes a step, the same factors and head", "mezo"),
+        *(Arm(method.name, method.about, method.paper) for method in METHODS.values()),
     ],
     metrics=[
         Metric("accuracy", "accuracy", "", "higher"),
         Metric("memory", "peak memory", "B", "lower"),
         Metric("seconds", "training time", "s", "lower"),
         Metric("tuned", "weights tuned"),
+        Metric("gain", "gain a query", "", "higher"),
     ],
     seeds={"smoke": 1, "quick": 3, "full": 5},
     takes={
@@ -58,14 +53,17 @@ def finetune(run: ComparisonRun, arm: str) -> None:
     Embedded: all-MiniLM-L6-v2 and crowd-labelled tweets, positive or negative, 32 labelled a class, 100 to choose on, 300 to test on
     (balanced). Own data: 64 labelled a class at quick, all at full; a fifth is kept for choosing (100 at most) and three tenths for testing (300 at
     most). The test texts are the same in every seed, the labelled draw and the noise change. Every trained arm starts from the
-    zero-shot head. Peak memory and time are those of the chosen training (of answering, where nothing is trained).
+    zero-shot head. Peak memory and time are those of the chosen training (of answering, where nothing is trained). Where a
+    method moves along random directions, the gain a query is |g|^2 / (2 trace H) of the coordinates it moves, from forward passes at the
+    start: what the best step along one direction takes off the loss, so what more queries are worth (first seed only).
     """
     import torch
 
     torch.set_num_threads(run.threads)
     texts = _texts(run)
     start = _Start(run, texts)
-    right, tuned, seconds, peak = _ARMS[arm](run, start, texts, GRIDS.get(arm, ())[: 1 if run.smoke else None])
+    measure = {"zero-shot": _zero_shot, "linear probe": _probe}.get(arm) or partial(_trained, arm)
+    right, tuned, seconds, peak = measure(run, start, texts)
     run.record(arm, accuracy=[float(x) for x in right])
     run.record(arm, unit="B", memory=peak)
     run.record(arm, unit="s", seconds=seconds)
@@ -177,7 +175,7 @@ def _answers(texts: _Texts, rows: "list[Labelled]", predicted: Sequence[int]) ->
 Result = tuple[list[bool], int, float, int]  # right answers, weights tuned, seconds and peak bytes of the training
 
 
-def _zero_shot(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[float]) -> Result:
+def _zero_shot(run: ComparisonRun, start: _Start, texts: _Texts) -> Result:
     from probatum.evidence.process import peak_memory, reset_peak_memory
 
     reset_peak_memory()
@@ -185,7 +183,7 @@ def _zero_shot(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[
     return _answers(texts, texts.test, predicted), 0, 0.0, peak_memory()
 
 
-def _probe(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[float]) -> Result:
+def _probe(run: ComparisonRun, start: _Start, texts: _Texts) -> Result:
     from probatum.claims.baselines import best_on, linear_probe
     from probatum.evidence.process import peak_memory, reset_peak_memory
 
@@ -197,52 +195,60 @@ def _probe(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[floa
             [texts.classes.index(row.label) for row in texts.validation],
         )
         _, probe = best_on(
-            grid, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted)  # type: ignore[arg-type]
+            STRENGTHS, lambda strength: linear_probe(x, labels, strength), lambda probe: probe.score(v, wanted)  # type: ignore[arg-type]
         )
     predicted = probe.predict(start.features(texts.test).numpy()).tolist()
     return _answers(texts, texts.test, predicted), x.shape[1] * len(texts.classes), timer.seconds, peak_memory()
 
 
-def _trained(mezo: bool, lora: bool) -> Callable[[ComparisonRun, _Start, _Texts, Sequence[float]], Result]:
-    def arm(run: ComparisonRun, start: _Start, texts: _Texts, grid: Sequence[float]) -> Result:
-        """Every setting from a model opened anew (a copy kept aside would count as memory); validation alone decides which counts."""
-        from probatum.evidence.process import peak_memory, reset_peak_memory
-
-        best: tuple[int, Result] | None = None
-        for lr in grid:
-            model = _tunable(start, mezo, lora)
-            reset_peak_memory()
-            with run.timer() as timer:
-                (_fit_mezo if mezo else _fit_adamw)(run, model, start, texts, lr, 1e-2 if lora else 1e-3)
-            peak = peak_memory()
-            right = sum(_predict(start, model, texts, texts.validation)) if len(grid) > 1 else 0
-            if best is None or right > best[0]:
-                tuned = sum(p.numel() for p in model.parameters() if p.requires_grad)
-                best = right, (_predict(start, model, texts, texts.test), tuned, timer.seconds, peak)
-        assert best is not None
-        return best[1]
-
-    return arm
+def _trained(arm: str, run: ComparisonRun, start: _Start, texts: _Texts) -> Result:
+    """Every rate from a model opened anew (a copy kept aside would count as memory); validation alone decides which counts."""
+    from probatum.evidence.process import peak_memory, reset_peak_memory
+    grid, best = METHODS[arm].grid[: 1 if run.smoke else None], None
+    for number, lr in enumerate(grid):
+        tuner = _tuner(run, arm, start, lr)
+        if number == 0 and run.seed == 0:
+            _gain(run, arm, tuner, start, texts)
+        reset_peak_memory()
+        with run.timer() as timer:
+            _fit(run, arm, tuner, start, texts)
+        peak = peak_memory()
+        right = sum(_predict(start, tuner.model, texts, texts.validation)) if len(grid) > 1 else 0
+        if best is None or right > best[0]:
+            best = right, (_predict(start, tuner.model, texts, texts.test), tuner.tuned, timer.seconds, peak)
+    assert best is not None
+    return best[1]
 
 
-def _tunable(start: _Start, mezo: bool, lora: bool) -> "nn.Module":
-    """The classifier as it starts, with `requires_grad` on what an arm tunes; LoRA's factors are always drawn alike."""
-    import torch
-
+def _tuner(run: ComparisonRun, arm: str, start: _Start, lr: float) -> "Tuner":
+    """The classifier as it starts, prepared for a method."""
     from probatum.claims.baselines import label_head
-    from probatum.claims.baselines import lora as with_lora
+    from probatum.finetune.methods import Setting
 
-    encoder = start.open()
-    if lora:
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
-            encoder = with_lora(encoder)
-    model = _classifier(encoder, label_head(start.sentences))
-    model.head.requires_grad_(True)
-    for name, parameter in model.named_parameters():
-        if mezo and not lora and "embed" in name:
-            parameter.requires_grad_(False)
-    return model
+    method = METHODS[arm]
+    model = _classifier(start.open(), label_head(start.sentences))
+    steps = _steps(run, arm)
+    return method.tuner(model, Setting(lr, None, steps, run.number("z"), ("head.weight",)))
+
+
+def _steps(run: ComparisonRun, arm: str) -> int:
+    return max(1, round(FORWARDS[run.budget] / METHODS[arm].forwards))
+
+
+def _gain(run: ComparisonRun, arm: str, tuner: "Tuner", start: _Start, texts: _Texts) -> None:
+    """The gain a query of the start, on one batch; nothing where the trace of the Hessian is lost in its noise."""
+    from torch.nn.functional import cross_entropy
+
+    if not tuner.log:
+        return
+    from probatum.zeroth.meter import gain
+
+    _, inputs, labels = next(_batches(run, start, texts, 1))
+    try:
+        found = gain({arm: tuner.optimizer}, lambda: cross_entropy(tuner.model(inputs), labels), PAIRS[run.budget])
+    except ProbatumError:
+        return
+    run.record(arm, gain=found[arm].value)
 
 
 def _predict(start: _Start, model: "nn.Module", texts: _Texts, rows: "list[Labelled]") -> list[bool]:
@@ -271,39 +277,13 @@ def _batches(run: ComparisonRun, start: _Start, texts: _Texts, steps: int) -> An
         yield step, start.batch(rows), torch.tensor([texts.classes.index(row.label) for row in rows])
 
 
-def _fit_adamw(run: ComparisonRun, model: "nn.Module", start: _Start, texts: _Texts, lr: float, eps: float) -> None:
+def _fit(run: ComparisonRun, arm: str, tuner: "Tuner", start: _Start, texts: _Texts) -> None:
+    """The run's budget of forward passes; the rate rises over a twentieth of the steps and falls to 0."""
     from torch.nn.functional import cross_entropy
 
-    from probatum.claims.baselines import adamw
-
-    steps = max(1, FORWARDS[run.budget] // 3)
-    batches = _batches(run, start, texts, steps)
-
-    def loss() -> "torch.Tensor":
-        _, inputs, labels = next(batches)
-        return cross_entropy(model(inputs), labels)
-
-    adamw([p for p in model.parameters() if p.requires_grad], loss, steps, lr, weight_decay=0.01)
-    model.zero_grad(set_to_none=True)
-
-
-def _fit_mezo(run: ComparisonRun, model: "nn.Module", start: _Start, texts: _Texts, lr: float, eps: float) -> None:
-    from torch.nn.functional import cross_entropy
-
-    from probatum.zeroth import MeZO
-
-    steps = max(1, FORWARDS[run.budget] // 2)
-    optimizer = MeZO(model.named_parameters(), lr=lr, eps=eps, seed=run.number("z"), exact="off", exclude=())
+    steps = _steps(run, arm)
+    warm = max(1, steps // 20)
     for step, inputs, labels in _batches(run, start, texts, steps):
-        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        optimizer.step(lambda inputs=inputs, labels=labels: cross_entropy(model(inputs), labels))
-
-
-_ARMS = {
-    "zero-shot": _zero_shot,
-    "linear probe": _probe,
-    "adamw, all weights": _trained(mezo=False, lora=False),
-    "adamw, lora": _trained(mezo=False, lora=True),
-    "mezo, all weights": _trained(mezo=True, lora=False),
-    "mezo, lora": _trained(mezo=True, lora=True),
-}
+        tuner.scale_lr(min((step + 1) / warm, (steps - step) / max(1, steps - warm)))
+        tuner.step(lambda inputs=inputs, labels=labels: cross_entropy(tuner.model(inputs), labels))  # type: ignore[misc]
+    tuner.model.zero_grad(set_to_none=True)

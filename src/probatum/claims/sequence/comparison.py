@@ -6,7 +6,7 @@ from typing import Any
 from probatum.errors import ProbatumError
 from probatum.evidence import Arm, ComparisonRun, Metric, comparison
 
-RATES = (5e-3, 1e-2, 2e-2)
+RATES = (1e-2, 3e-2, 9e-2)
 ARMS = [
     Arm("GRU", "two layers of 40"),
     Arm("S4 (DPLR)", "HiPPO as it is, by Cauchy kernels"),
@@ -70,7 +70,7 @@ def read_series(path: str | Path) -> tuple[Any, Any]:
     takes={"data": "a CSV with a row a series: `label`, and the values in order"},
 )  # fmt: skip
 def sequence(run: ComparisonRun, arm: str) -> None:
-    """The same split, steps (250; full 2,000) and batch (64) for all; each arm's rate is the best of three on a sixth of the training series."""
+    """The same split, steps (200; full 2,000) and batch (64) for all; each arm's rate is the best of three on a sixth of the training series."""
     import numpy as np
     import torch
 
@@ -81,7 +81,7 @@ def sequence(run: ComparisonRun, arm: str) -> None:
     order = np.random.default_rng(0).permutation(len(series))
     held, fit = order[: max(20, len(order) // 5)][:400], order[max(20, len(order) // 5) :]
     x, y = torch.tensor(series), torch.tensor(labels)
-    count = {"smoke": 3, "quick": 250, "full": 2000}[run.budget]
+    count = {"smoke": 3, "quick": 200, "full": 2000}[run.budget]
     validation, fit = fit[: len(fit) // 6], fit[len(fit) // 6 :]
     classes, seed = int(labels.max()) + 1, run.number("training") % 2**31
     trained = []

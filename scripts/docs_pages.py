@@ -236,6 +236,8 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     pages += [(path, text) for _, path, text in api_pages()]
     for path, text in pages:
         files.append(File.generated(config, path, content=text))
+    for picture in sorted((ROOT / "records").rglob("*.png")):  # the cards show them from where they are committed
+        files.append(File.generated(config, picture.relative_to(ROOT).as_posix(), abs_src_path=str(picture)))
     return files
 
 
@@ -250,7 +252,7 @@ def on_page_markdown(markdown: str, page: "Page", **_: Any) -> str:
             tell("%s: excerpt of %s: %s", page.file.src_uri, found["path"], error)
             return f"*{found['path']} comes with the paper, which is planned.*" if planned else ""
 
-    return EXCERPT.sub(fill, markdown)
+    return EXCERPT.sub(fill, markdown).replace("](../../../records/", "](../../records/")
 
 
 def main(arguments: list[str] | None = None, tell: Callable[[str], None] = print) -> int:

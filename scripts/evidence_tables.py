@@ -3,8 +3,8 @@
     python scripts/evidence_tables.py           # renew
     python scripts/evidence_tables.py --check   # change nothing, exit 1 if something is out of date
 
-A table stands between <!-- evidence --> and <!-- /evidence -->: in a card its paper's claims with every condition, in README a line a
-claim.
+A table stands between <!-- evidence --> and <!-- /evidence -->: in a card its paper's claims with every condition and the figures of the
+record, in README a line a claim.
 """
 
 import argparse
@@ -53,6 +53,8 @@ def card_table(paper: str) -> str:
         environment = record["environment"]
         lines += ["", f"Paper ({record['source']}): {record['paper_figure']}"]
         lines += [f"Note: {note}" for note in record["notes"]]
+        for figure in record["figures"]:
+            lines += ["", f"![{cell(figure['caption'])}](../../../{path.removesuffix('.json')}/{figure['file']})"]
         lines += ["", f"`{path}`, by `{record['command']}` on {environment['cpu']}, {environment['threads']} threads."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)

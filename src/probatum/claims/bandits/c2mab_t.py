@@ -39,10 +39,10 @@ def regret(run: Run, seed: int) -> None:
     for name, (kind, low, high) in run.progress(list(ENVIRONMENTS.items()), label="cascades"):
         theta, contexts, draws = rounds_of(run, low, high, rounds)
         for system, weighted in ((PLAIN, False), (OURS, True)):
-            by_alpha = [
-                float(compiled_cascade(contexts, theta, draws, k=6, kind=kind, alpha=alpha, weighted=weighted)[0].sum())
-                for alpha in ALPHAS
-            ]
+            runs = [compiled_cascade(contexts, theta, draws, k=6, kind=kind, alpha=alpha, weighted=weighted)[0] for alpha in ALPHAS]
+            by_alpha = [float(found.sum()) for found in runs]
+            curve, at = runs[ALPHAS.index(1.0)].cumsum(), range(rounds // 40, rounds + 1, rounds // 40)
+            run.record(system, {f"cumulative regret, {name}": [float(curve[i - 1]) for i in at]}, of="size", at=at)
             run.record(system, {f"regret, {name}": by_alpha[ALPHAS.index(1.0)]})
             run.record(system, {f"regret by radius, {name}": by_alpha}, of="size", at=ALPHAS)
             run.record(system, {f"regret at the best radius, {name}": min(by_alpha)})
@@ -84,6 +84,27 @@ def radii(run: Run) -> None:
             axes.set_title(name, fontsize=9)
             axes.set_xlabel("alpha")
         figure.axes[0].set_ylabel("regret after 6,000 rounds")
+        figure.axes[0].legend(fontsize=7)
+
+
+@regret.figures
+def curves(run: Run) -> None:
+    import numpy as np
+    from scipy.stats import t
+
+    caption = "cumulative regret at the untuned setting (mean of seeds, 95 % interval of the mean)"
+    with run.figure("curves", caption, size=(11, 3)) as figure:
+        for axes, name in zip(figure.subplots(1, len(ENVIRONMENTS)), ENVIRONMENTS, strict=True):
+            for system, colour in ((PLAIN, "#8a8a8a"), (OURS, "#0b6e4f")):
+                found = list(run.table.of(system, f"cumulative regret, {name}").values())
+                rows = np.array([row.samples for row in found])
+                half = t.ppf(0.975, max(1, len(rows) - 1)) * rows.std(0, ddof=min(1, len(rows) - 1)) / len(rows) ** 0.5
+                axes.plot(found[0].at, rows.mean(0), color=colour, label=system)  # type: ignore[arg-type]
+                axes.fill_between(found[0].at, rows.mean(0) - half, rows.mean(0) + half, color=colour, alpha=0.2)  # type: ignore[arg-type]
+            axes.set_ylim(bottom=0)
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("round")
+        figure.axes[0].set_ylabel("cumulative regret")
         figure.axes[0].legend(fontsize=7)
 
 

@@ -48,6 +48,23 @@ def delays(run: Run) -> None:
         axes.legend(fontsize=8)
 
 
+@memory.figures
+def kernels(run: Run) -> None:
+    """What each initialisation remembers: the response of five modes and of their sum to an impulse."""
+    import torch
+
+    from probatum.sequence import structured_eigenvalues
+
+    time = torch.linspace(0, 4, 400, dtype=torch.float64)
+    with run.figure("kernels", "kernels 2 Re B exp(t A) at the start: five modes, and their mean (thick)", size=(11, 2.8)) as figure:
+        for axes, init in zip(figure.subplots(1, 5, sharey=True), (*STRUCTURED, "real", "rand"), strict=True):
+            values, b = structured_eigenvalues(init, 64, torch.Generator().manual_seed(0))
+            modes = 2 * (b[:, None] * torch.exp(values[:, None] * time)).real / b.abs().max()
+            axes.plot(time, modes[:: len(modes) // 5][:5].T, linewidth=0.8)
+            axes.plot(time, modes.mean(0), color="k", linewidth=2)
+            axes.set(title=init, xlabel="t")
+
+
 @claim("s4d", "digits", version=2, says="S4D started from LegS classifies as S4 does, and better than from real eigenvalues",
        source="Table 4 (LRA) and Table 5", reported="LRA average: S4D-LegS 84.89, S4-LegS 86.09 (from memory)",
        budgets={"quick": 3, "full": 10},

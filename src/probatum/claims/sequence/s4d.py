@@ -50,18 +50,19 @@ def delays(run: Run) -> None:
 
 @memory.figures
 def kernels(run: Run) -> None:
-    """What each initialisation remembers: the response of five modes and of their sum to an impulse."""
+    """What each initialisation remembers: the response to an impulse of its five slowest modes and of all together."""
     import torch
 
     from probatum.sequence import structured_eigenvalues
 
     time = torch.linspace(0, 4, 400, dtype=torch.float64)
-    with run.figure("kernels", "kernels 2 Re B exp(t A) at the start: five modes, and their mean (thick)", size=(11, 2.8)) as figure:
+    with run.figure("kernels", "kernels 2 Re B exp(t A) at the start, scaled to a largest value of 1: the five slowest modes, and the sum of all (thick)", size=(11, 2.8)) as figure:
         for axes, init in zip(figure.subplots(1, 5, sharey=True), (*STRUCTURED, "real", "rand"), strict=True):
             values, b = structured_eigenvalues(init, 64, torch.Generator().manual_seed(0))
-            modes = 2 * (b[:, None] * torch.exp(values[:, None] * time)).real / b.abs().max()
-            axes.plot(time, modes[:: len(modes) // 5][:5].T, linewidth=0.8)
-            axes.plot(time, modes.mean(0), color="k", linewidth=2)
+            modes = (b[:, None] * torch.exp(values[:, None] * time)).real
+            slow, whole = modes[values.abs().argsort()[:5]], modes.sum(0)
+            axes.plot(time, (slow / slow.abs().amax(1, keepdim=True)).T, linewidth=0.8)
+            axes.plot(time, whole / whole.abs().max(), color="k", linewidth=1.6)
             axes.set(title=init, xlabel="t")
 
 

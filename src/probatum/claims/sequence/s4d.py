@@ -66,7 +66,12 @@ def kernels(run: Run) -> None:
             axes.set(title=init, xlabel="t")
 
 
-@claim("s4d", "digits", version=2, says="S4D started from LegS classifies as S4 does, and better than from real eigenvalues",
+# The best of .0025, .005, .01, .02, .04 and .08 on 250 images held out of the training set, two seeds (100 and 101) of 200 steps:
+# LegS .97 at .04 and .98 at .08, S4 .96 and .97, real .71 and .74. The GRU's is from five rates up to .04.
+RATES = {"S4D-LegS": 8e-2, "S4 (DPLR)": 8e-2, "S4D-Real": 8e-2, "GRU": 2e-2}
+
+
+@claim("s4d", "digits", version=3, first_seed=10, says="S4D started from LegS classifies as S4 does, and better than from real eigenvalues",
        source="Table 4 (LRA) and Table 5", reported="LRA average: S4D-LegS 84.89, S4-LegS 86.09 (from memory)",
        budgets={"quick": 3, "full": 10},
        holds_if=[as_good("accuracy", "S4D-LegS", "S4 (DPLR)", kind="items", within=0.03, trained=("S4D-LegS", "S4 (DPLR)")),
@@ -74,9 +79,9 @@ def kernels(run: Run) -> None:
 def digits(run: Run, seed: int) -> None:
     """scikit-learn's digits enlarged to 16 x 16 and read as 256 grey values, 1,400 to train on and the other 397 as test items (a fixed
     split); two blocks of width 32 and state 32, 200 steps of 64 (full: 1,500), AdamW as the paper (SSM parameters at 1e-3 without decay).
-    Baselines: S4 itself (DPLR), real eigenvalues, and a GRU of about as many parameters, at the best of five rates on images held
-    out of the training set (.02; without a condition). 256 steps are short; the paper's tasks are 1,024 to 16,384 long. Version 1 had the GRU at
-    .005, where it learns little."""
+    Baselines: S4 itself (DPLR), real eigenvalues, and a GRU of about as many parameters (without a condition). Each at the rate that was best
+    on images held out of the training set: .08, the GRU .02. 256 steps are short; the paper's tasks are 1,024 to 16,384 long. Version 1
+    had the GRU at .005, where it learns little, version 2 the others at .01, where S4 learns slowly; the seeds are new."""
     import torch
     from sklearn.datasets import load_digits
 
@@ -90,8 +95,7 @@ def digits(run: Run, seed: int) -> None:
     steps = {"smoke": 2, "quick": 200, "full": 1500}[run.budget]
     held = held[:100] if run.smoke else held
     for name in run.progress(["S4D-LegS", "S4 (DPLR)", "S4D-Real", "GRU"]):
-        rate = 2e-2 if name == "GRU" else 1e-2
-        model, _ = train(name, x[fit], y[fit], 10, range(steps), steps, run.number(name) % 2**31, rate)
+        model, _ = train(name, x[fit], y[fit], 10, range(steps), steps, run.number(name) % 2**31, RATES[name])
         with torch.no_grad():
             run.record(name, accuracy=(model(x[held]).argmax(-1) == y[held]).float().tolist())
         run.record(name, parameters=sum(p.numel() for p in model.parameters()))

@@ -19,7 +19,7 @@ from probatum.zeroth.rows import UsedRows
 from probatum.zeroth.scratch import Scratch
 from probatum.zeroth.weights import DIGITS, EXACT, Exact, Weights
 
-__all__ = ["LearningRate", "ZerothOrder"]
+__all__ = ["LearningRate", "ZerothOrder", "packed_mask"]
 
 QUIET = 20  # steps after which what never changed anything is told
 WARM = 8  # pairs before a running mean of p^2 means anything
@@ -177,7 +177,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def masks(self) -> MaskRule | None:
         """The masks of every step. Asked before the first step, when the weights stand on their lattice; here what `mask` says, fixed."""
         found = {i: self.mask(name, t) for i, (name, t) in enumerate(zip(self._names, self._tensors, strict=True))}
-        fixed = {i: _packed(self._names[i], self._tensors[i], mask) for i, mask in found.items() if mask is not None}
+        fixed = {i: packed_mask(self._names[i], self._tensors[i], mask) for i, mask in found.items() if mask is not None}
         return Fixed(fixed) if fixed else None
 
     @property
@@ -440,7 +440,7 @@ class ZerothOrder(torch.optim.Optimizer):
                     self._tell("dropout", text)
 
 
-def _packed(name: str, tensor: Tensor, mask: Tensor) -> Bits:
+def packed_mask(name: str, tensor: Tensor, mask: Tensor) -> Bits:
     """A mask of the tensor's shape in the order of its memory."""
     if mask.dtype != torch.bool or mask.shape != tensor.shape:
         raise ProbatumError(f"the mask of {name} must be boolean of shape {list(tensor.shape)}, got {mask.dtype} {list(mask.shape)}")

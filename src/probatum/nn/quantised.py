@@ -81,7 +81,8 @@ def dequantise(codes: Tensor, scales: Tensor, columns: int) -> Tensor:
     else:
         values = codes.float()
     grouped = values.view(*scales.shape, -1)
-    return grouped.mul_(scales.float().unsqueeze(-1)).flatten(-2)[..., :columns]
+    whole = grouped.mul_(scales.float().unsqueeze(-1)).flatten(-2)
+    return whole if whole.shape[-1] == columns else whole[..., :columns].contiguous()
 
 
 class _Packed(nn.Module):

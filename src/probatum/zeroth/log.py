@@ -21,11 +21,12 @@ from probatum.nn.fingerprint import Fingerprint
 from probatum.zeroth.masks import MaskRule, rule_of
 from probatum.zeroth.noise import BLOCK, Noise
 from probatum.zeroth.rows import UsedRows
+from probatum.zeroth.rule import Rule
 from probatum.zeroth.weights import Weights
 
 __all__ = ["Log", "apply_updates", "merge", "replay"]
 
-FORMATS = (1, 2)  # 2: with masks, which a reader of 1 would not heed
+FORMATS = (1, 2)  # 2: with masks or a rule, which a reader of 1 would not heed
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Log:
     Attributes:
         head: "format", "seeds" and "queries" (one of each a direction of a step), "noise", "block", "eps", "exact", "weight_decay" (a
             number a tensor), "groups" (the group of each tensor), "tables" (tensors moved row by row), "device", "torch", "tensors"
-            (their fingerprint at the start), and in a masked run "masks".
+            (their fingerprint at the start), and where there are such "masks" and "rule".
         slopes: a row a step, a float32 a direction: the slope that was applied, after clipping; nan: the step was skipped.
         rates: a row a step, a float32 a group: the learning rate.
         rows: one entry a step and direction where tables are moved by row: table -> the rows used.
@@ -56,10 +57,14 @@ class Log:
         self.rates.append(rates)
         self.rows += rows
 
-    def keep_masks(self, rule: MaskRule) -> None:
+    def keep_masks(self, masks: MaskRule) -> None:
         """Say in the head how masks were made."""
-        self.head = {**self.head, "format": 2, "masks": rule.to_json()}
-        self.mask_arrays = rule.arrays()
+        self.head = {**self.head, "format": 2, "masks": masks.to_json()}
+        self.mask_arrays = masks.arrays()
+
+    def keep_rule(self, spec: dict[str, Any]) -> None:
+        """Say in the head which optimizer took the slopes."""
+        self.head = {**self.head, "format": 2, "rule": spec}
 
     def arrays(self) -> dict[str, Tensor]:
         """The run as few tensors; rates that never change are one row."""
@@ -151,9 +156,11 @@ def float32(x: float) -> float:
 
 def apply_updates(
     weights: list[Weights], step: int, head: dict[str, Any], slopes: list[float], rates: list[float],
-    rows: list[dict[int, Tensor]] | None = None, *, standing: int = 0,
+    rows: list[dict[int, Tensor]] | None = None, *, standing: int = 0, rule: Rule | None = None,
 ) -> None:  # fmt: skip
     """theta -= rate / D sum_d slope_d z_d, then weight decay; the one function that training and replay write weights with.
+
+    With `rule` that optimizer takes the step instead, from theta.
 
     Args:
         weights: the same tensors with the noise of each direction.
@@ -162,11 +169,13 @@ def apply_updates(
     """
     count = len(slopes)
     skipped = not all(map(math.isfinite, slopes))
-    if skipped or count > 1:
+    if skipped or count > 1 or rule is not None:
         if standing:
             weights[-1].move(-standing)
         standing = 0
-    if not skipped:
+    if not skipped and rule is not None:
+        rule.step(weights, step, head["queries"], slopes, rates)
+    elif not skipped:
         for d, (query, slope) in enumerate(zip(head["queries"], slopes, strict=True)):
             at = weights[d]
             if not standing and at.address != (step, query):
@@ -227,14 +236,15 @@ def _replay(named: list[tuple[str, Tensor]], log: Log, wanted: int) -> None:
     for seed in head["seeds"]:
         if seed not in made:
             rows = UsedRows(None, {i: tensors[i] for i in head["tables"]}) if head["tables"] else None
-            rule = rule_of(head.get("masks"), log.mask_arrays, tensors[0].device)
-            made[seed] = Weights(names, tensors, Noise(seed, head["noise"]), head["eps"], head["exact"], masks=rule, rows=rows)
+            masks = rule_of(head.get("masks"), log.mask_arrays, tensors[0].device)
+            made[seed] = Weights(names, tensors, Noise(seed, head["noise"]), head["eps"], head["exact"], masks=masks, rows=rows)
     first, *others = made.values()
     if head["exact"] == "lattice":
         first.snap()
         for other in others:  # one lattice, whoever writes
             other.steps, other.room = first.steps, first.room
     weights, count = [made[seed] for seed in head["seeds"]], len(head["seeds"])
+    rule = Rule(tensors, head["groups"], head["rule"]) if "rule" in head else None
     for step in range(wanted):
         first.choose(step)
         for other in others:
@@ -253,7 +263,7 @@ def _replay(named: list[tuple[str, Tensor]], log: Log, wanted: int) -> None:
                 weights, step, head, log.slopes[step], log.rates[step], rows, standing=-1 if count == 1 else 0  # type: ignore[arg-type]
             )
         else:
-            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows)  # type: ignore[arg-type]
+            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows, rule=rule)  # type: ignore[arg-type]
 
 
 def merge(a: Log, b: Log) -> Log:
@@ -262,7 +272,7 @@ def merge(a: Log, b: Log) -> Log:
     Raises:
         ProbatumError: logs of different models, settings, rates or lengths.
     """
-    same = ("noise", "block", "eps", "exact", "weight_decay", "groups", "tables", "masks")
+    same = ("noise", "block", "eps", "exact", "weight_decay", "groups", "tables", "masks", "rule")
     for key in same:
         if a.head.get(key) != b.head.get(key):
             raise ProbatumError(f"logs that are merged must agree in {key}: {a.head.get(key)!r} against {b.head.get(key)!r}")

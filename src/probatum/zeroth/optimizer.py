@@ -16,6 +16,7 @@ from probatum.zeroth.log import Log, apply_updates, float32, new_head
 from probatum.zeroth.masks import Bits, Fixed, MaskRule, flat, rule_of
 from probatum.zeroth.noise import Kind, Noise
 from probatum.zeroth.rows import UsedRows
+from probatum.zeroth.rule import Rule
 from probatum.zeroth.scratch import Scratch
 from probatum.zeroth.weights import DIGITS, EXACT, Exact, Weights
 
@@ -124,6 +125,7 @@ class ZerothOrder(torch.optim.Optimizer):
         )
         self._scratch = Scratch(model, self._weights) if exact == "scratch" and model is not None else None
         self._log: Log | None = None
+        self._rule: Rule | None = None
         self._mean_square = self._weight = 0.0
         self._skipped = self._flat = self._flat_ever = 0
         self._calm: float | None = None
@@ -180,6 +182,11 @@ class ZerothOrder(torch.optim.Optimizer):
         fixed = {i: packed_mask(self._names[i], self._tensors[i], mask) for i, mask in found.items() if mask is not None}
         return Fixed(fixed) if fixed else None
 
+    def rule(self) -> dict[str, Any] | None:
+        """The optimizer of torch.optim that takes slope times z as its gradient ("name", "options"); None: the plain step. Needs exact
+        "copy", since what it writes lies on no lattice."""
+        return None
+
     @property
     def active_share(self) -> float:
         """Share of the weights that the masks of the last step let move."""
@@ -218,7 +225,7 @@ class ZerothOrder(torch.optim.Optimizer):
             if weights.offset and len(queries) > 1:
                 weights.move(-weights.offset)
         slopes = [float32(self._cut(pair.slope)) for pair in found]
-        apply_updates([weights] * len(queries), step, log.head, slopes, rates, rows, standing=weights.offset)
+        apply_updates([weights] * len(queries), step, log.head, slopes, rates, rows, standing=weights.offset, rule=self._rule)
         log.add(slopes, rates, rows)
         self._watch(slopes, rates, step)
         return torch.scalar_tensor(sum(pair.mean for pair in found) / len(found), dtype=torch.float64)
@@ -278,6 +285,8 @@ class ZerothOrder(torch.optim.Optimizer):
             "flat": [self._flat_ever, self._flat, self._skipped],
             "lattice": [list(self._weights.steps), list(self._weights.room)],
         }
+        if self._rule is not None:
+            found["zeroth"]["rule"] = self._rule.optimizer.state_dict()
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -312,6 +321,9 @@ class ZerothOrder(torch.optim.Optimizer):
         self._weights.steps, self._weights.room = map(list, own["lattice"])
         if self._log is not None:
             self._weights.rule = rule_of(self._log.head.get("masks"), self._log.mask_arrays, self._tensors[0].device)
+            if "rule" in self._log.head:
+                self._rule = Rule(self._tensors, self._groups, self._log.head["rule"])
+                self._rule.optimizer.load_state_dict(own["rule"])
 
     # Inside.
 
@@ -339,6 +351,10 @@ class ZerothOrder(torch.optim.Optimizer):
             if tables:
                 raise ProbatumError("rows='used' has its own choice of weights: it goes with no mask")
             self._log.keep_masks(rule)
+        spec = self.rule()
+        if spec is not None:
+            self._rule = Rule(self._tensors, self._groups, spec)
+            self._log.keep_rule(spec)
         return self._log
 
     def _cut(self, slope: float) -> float:

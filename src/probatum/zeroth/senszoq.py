@@ -61,7 +61,8 @@ class SensitiveLinear(nn.Module):
         """Rows begin to end with the tuned values in place."""
         base = self.base
         rows = base.tile(begin, end) if isinstance(base, PackedLinear) else torch.clone(base.weight[begin:end])
-        positions, values = self.positions, self.values
+        positions: Tensor = self.positions
+        values: Tensor = self.values
         if (begin, end) != (0, self.out_features):
             edges = torch.tensor([begin * self.in_features, end * self.in_features], dtype=torch.int32, device=positions.device)
             first, last = torch.searchsorted(positions, edges).tolist()

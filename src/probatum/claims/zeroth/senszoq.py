@@ -53,7 +53,7 @@ def transfer(run: Run, seed: int) -> None:
     chosen: dict[str, Indices] = {}
     sources = {"verses": [v.text for v in verses() if len(v.text) > 60], "tweets": [row.text for row in sentiments() if len(row.text) > 60]}
     for name, texts in sources.items():
-        order = run_order(run, len(texts), name)
+        order = _order(run, len(texts), name)
         some = [texts[i] for i in order[:200]]
         for arm, count in counts.items() if name == "verses" else (("tweets", 48),):
             chosen[arm] = choose(_generic(first, some[:count], "fisher"), FRACTION)
@@ -99,8 +99,8 @@ def memory(run: Run, seed: int) -> None:
 
     "4 bits": the 36 matrices of all-MiniLM-L6-v2 (10.6 M weights), a random thousandth kept out; "4 bits, tables too": with the embeddings
     (22.6 M of its 22.7 M weights). Bytes are those of the tensors that the forward reads; there is no other copy of a weight. Accuracy: a
-    logistic regression on the frozen output of each base, fitted to 200 balanced tweets of the seed, negative or positive, on 600 others that
-    are the same in every seed (C = 1). In smoke the network is the digit network, and its table none.
+    logistic regression on the frozen output of each base, fitted to 200 tweets of the seed (of 400, half negative, half positive), on 600 others that are
+    the same in every seed (C = 1). In smoke the network is the digit network, and its table none.
     """
     if run.smoke:
         _memory_of_digits(run)
@@ -112,15 +112,14 @@ def memory(run: Run, seed: int) -> None:
     from probatum.claims.zeroth import tasks
 
     bench = tasks.bench("polarity", length=40)
-    texts = bench.balanced(1400, torch.Generator().manual_seed(0))
+    texts = bench.balanced(1000, torch.Generator().manual_seed(0))
     labels = [label for _, label in texts]
-    pool = run_order(run, 800, "labelled")[:200]
+    pool = _order(run, 400, "labelled")[:200]
     for arm, tables in (("float32", False), ("4 bits", False), ("4 bits, tables too", True)):
-        path = run.artifact("features.safetensors", lambda path, arm=arm, tables=tables: _features(path, arm, tables), arm=arm, version=1)
-        found = load_file(path)
+        found = load_file(run.artifact("features.safetensors", _features, arm=arm, tables=tables))
         x = found["features"].numpy()
         probe = linear_probe(x[pool], [labels[i] for i in pool], 1.0)  # type: ignore[arg-type]
-        run.record(arm, accuracy=[float(right) for right in probe.predict(x[800:]) == labels[800:]])
+        run.record(arm, accuracy=[float(right) for right in probe.predict(x[400:]) == labels[400:]])
         run.record(arm, {"of float32": float(found["bytes"][0] / found["bytes"][1])})
         run.record(arm, {"weights": float(found["bytes"][0])}, unit="B")
 
@@ -191,7 +190,7 @@ def by_seed(run: Run) -> None:
         axes.invert_yaxis()
 
 
-def run_order(run: Run, count: int, purpose: str) -> list[int]:
+def _order(run: Run, count: int, purpose: str) -> list[int]:
     """A permutation of this seed."""
     import torch
 
@@ -233,7 +232,7 @@ def _record(run: Run, metric: str, squared: "dict[str, Tensor]", chosen: dict[st
 
 
 def _features(path: "Path", arm: str, tables: bool) -> None:
-    """Features of the 1,400 tweets by one base, and its bytes beside those of float32."""
+    """Features of the 1,000 tweets by one base, and its bytes beside those of float32."""
     import torch
     from safetensors.torch import save_file
 
@@ -242,7 +241,7 @@ def _features(path: "Path", arm: str, tables: bool) -> None:
     from probatum.zeroth.senszoq import split
 
     bench = tasks.bench("polarity", length=40)
-    texts = [text for text, _ in bench.balanced(1400, torch.Generator().manual_seed(0))]
+    texts = [text for text, _ in bench.balanced(1000, torch.Generator().manual_seed(0))]
     named = [(n, p) for n, p in bench.model.named_parameters() if any(part in n for part in (".layer.",)) and p.ndim > 1]
     before = sum(p.numel() * 4 for _, p in named)
     if tables:

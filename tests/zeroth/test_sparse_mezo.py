@@ -115,6 +115,25 @@ def test_the_mask_takes_a_bit_a_weight_or_nothing():
     assert all(isinstance(mask, Compared) and mask.nbytes == 0 for mask in optimizer._weights.masks.values())
 
 
+def test_without_a_stored_mask_one_layer_is_copied_at_a_time(monkeypatch):
+    import weakref
+
+    from probatum.zeroth.weights import Weights
+
+    made, most = [], []
+    plain = Weights.perturbed
+
+    def watched(self, i, times):
+        copied = plain(self, i, times)
+        made.append((weakref.ref(copied), copied.numel()))
+        most.append(sum(n for alive, n in made if alive() is not None))
+        return copied
+
+    monkeypatch.setattr(Weights, "perturbed", watched)
+    trained(3, exact="scratch")
+    assert len(made) == 2 * 2 * 3 and max(most) == 221  # 17 x 13, the largest of both
+
+
 def test_the_mask_is_that_of_theta_and_not_of_the_perturbed_weights():
     theta = nn.Parameter(torch.linspace(-1, 1, 41).view(1, 41))
     seen = []

@@ -1,11 +1,13 @@
-"""What a zeroth-order step costs: mezo beside two plain forwards, the paper's loop, first-order training, and the package `mezo`.
+"""What a zeroth-order step costs: mezo, sparse_mezo and senszoq beside two plain forwards, the paper's loop, first-order training, and the
+package `mezo`.
 
     python benchmarks/zeroth.py [rounds]
 
 One process, two threads, the 22.7 M sentence encoder at 16 x 64 tokens of real text. Arms alternate in every round and each is divided by
 that round's two forwards; printed are the median of these ratios and its quartiles, for wall time and for CPU time of the process (which
 other work on the machine disturbs less). Memory is the peak resident set of a fresh process over that of inference. Targets: 1.35
-(Gaussian, in place), 1.5 (lattice), 1.15 (signs), all with embeddings left out; memory 1.05.
+(Gaussian, in place), 1.5 (lattice), 1.15 (signs), all with embeddings left out; memory 1.05. senszoq's limit is two forwards of its own base
+(no noise worth naming), so both are rows; its weights' bytes stand below.
 """
 
 import copy
@@ -24,7 +26,8 @@ import torch  # noqa: E402
 from probatum.claims.baselines import lora  # noqa: E402
 from probatum.claims.zeroth.mezo import _encoder, _peak, paper_step  # noqa: E402
 from probatum.evidence.process import isolated  # noqa: E402
-from probatum.zeroth import MeZO  # noqa: E402
+from probatum.zeroth import MeZO, SensZOQ, SparseMeZO, split  # noqa: E402
+from probatum.zeroth.masks import Indices  # noqa: E402
 
 TARGETS = {"mezo, gaussian, in place": 1.35, "mezo, gaussian, lattice": 1.5, "mezo, signs, lattice": 1.15}
 
@@ -47,6 +50,24 @@ def arms() -> dict[str, Callable[[], object]]:
         optimizer = MeZO(net.named_parameters(), lr=1e-5, seed=1, **options)
         return lambda: optimizer.step(loss_of(net))
 
+    def sparse(**options: object) -> Callable[[], object]:
+        net = copy.deepcopy(model)
+        optimizer = SparseMeZO(net.named_parameters(), lr=1e-5, sparsity=0.8, seed=1, model=net, **options)
+        return lambda: optimizer.step(loss_of(net))
+
+    def quantised(bits: int, step: bool) -> Callable[[], object]:
+        net = quantised_encoder(model, bits)
+        if step:
+            optimizer = SensZOQ(net.named_parameters(), lr=1e-3, seed=1)
+            return lambda: optimizer.step(loss_of(net))
+
+        def both() -> None:
+            with torch.no_grad():
+                loss_of(net)()
+                loss_of(net)()
+
+        return both
+
     def first_order(net: torch.nn.Module, kind: type[torch.optim.Optimizer]) -> Callable[[], object]:
         optimizer = kind([p for p in net.parameters() if p.requires_grad], lr=1e-6)
 
@@ -65,12 +86,25 @@ def arms() -> dict[str, Callable[[], object]]:
         "mezo, signs, in place": ours(exact="off", noise="rademacher"),
         "mezo, signs, lattice": ours(exact="lattice", noise="rademacher"),
         "mezo, gaussian, embeddings too": ours(exact="off", exclude=()),
+        "sparse_mezo, gaussian, lattice": sparse(exact="lattice"),
+        "sparse_mezo, signs, lattice": sparse(exact="lattice", noise="rademacher"),
+        "sparse_mezo, signs, scratch": sparse(exact="scratch", noise="rademacher"),
+        "senszoq, 4 bits": quantised(4, True),
+        "two forwards, 4 bits": quantised(4, False),
+        "senszoq, 32 bits": quantised(32, True),
         "paper's loop (embeddings too)": lambda: paper_step(paper, loss_of(paper), 1e-6, 1e-3),
         "sgd": first_order(copy.deepcopy(model), torch.optim.SGD),
         "adamw": first_order(copy.deepcopy(model), torch.optim.AdamW),
         "adamw, lora": first_order(lora(copy.deepcopy(model)), torch.optim.AdamW),
     }
     return found
+
+
+def quantised_encoder(model: torch.nn.Module, bits: int) -> torch.nn.Module:
+    """A copy with the 36 matrices of the layers split at a random thousandth."""
+    net = copy.deepcopy(model)
+    named = [(name, p) for name, p in net.named_parameters() if ".layer." in name and p.ndim > 1]
+    return split(net, Indices.random(named, 1e-3, seed=0), bits=bits)
 
 
 def main(rounds: int) -> None:
@@ -116,6 +150,13 @@ def main(rounds: int) -> None:
         peak, _ = isolated(_peak, name, 0, False, threads=THREADS).value
         inference = inference or peak
         print(f"{name:34}{peak / 2**20:8.0f}{peak / inference:16.2f}" + ("   target 1.05" if name == "mezo" else ""))
+    model, _ = _encoder(0)
+    print(f"\n{'weights held':34}{'MiB':>8}{'x float32':>16}")
+    whole = None
+    for name, net in (("float32", model), ("senszoq, 4 bits (tables float32)", quantised_encoder(model, 4))):
+        held = sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
+        whole = whole or held
+        print(f"{name:34}{held / 2**20:8.1f}{held / whole:16.2f}")
 
 
 if __name__ == "__main__":

@@ -519,7 +519,7 @@ def test_a_tied_table_is_refused_for_rows():
         ({"n": 0}, "n must be an integer of 1 or more, got 0"),
         ({"clip": 0}, "clip must be above 0"),
         ({"weight_decay": -0.1}, "weight_decay must be 0 or more"),
-        ({"exact": "float"}, "exact must be one of lattice, scratch, off, got 'float'"),
+        ({"exact": "float"}, "exact must be one of lattice, scratch, copy, off, got 'float'"),
         ({"exact": "scratch"}, "give model="),
         ({"noise": "cauchy"}, "noise must be one of"),
         ({"include": ["nothing.*"]}, "matches none of the 4 parameters"),

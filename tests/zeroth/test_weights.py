@@ -5,6 +5,7 @@ import torch
 
 from probatum import ProbatumError
 from probatum.zeroth import weights as module
+from probatum.zeroth.masks import Bits
 from probatum.zeroth.noise import BLOCK, Noise
 from probatum.zeroth.weights import Weights, flat
 
@@ -128,7 +129,7 @@ def test_a_mask_moves_only_where_it_is_true(kind, keep):
     for exact in ("lattice", "off"):
         masked, plain = made(kind, exact, keep), made(kind, exact, keep)
         start = masked.tensors[1].clone()
-        masked.masks[1] = mask
+        masked.masks = {1: Bits.of(mask)}
         for weights in (masked, plain):
             weights.begin(0, 0)
             weights.move(1)

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from probatum.errors import ProbatumError
 from probatum.nn.fingerprint import Fingerprint
+from probatum.zeroth.masks import MaskRule, rule_of
 from probatum.zeroth.noise import BLOCK, Noise
 from probatum.zeroth.rows import UsedRows
+from probatum.zeroth.rule import Rule
 from probatum.zeroth.weights import Weights
 
 __all__ = ["Log", "apply_updates", "merge", "replay"]
 
-FORMAT = 1
+FORMATS = (1, 2)  # 2: with masks or a rule, which a reader of 1 would not heed
 
 
 @dataclass
@@ -34,16 +36,18 @@ class Log:
     Attributes:
         head: "format", "seeds" and "queries" (one of each a direction of a step), "noise", "block", "eps", "exact", "weight_decay" (a
             number a tensor), "groups" (the group of each tensor), "tables" (tensors moved row by row), "device", "torch", "tensors"
-            (their fingerprint at the start).
+            (their fingerprint at the start), and where there are such "masks" and "rule".
         slopes: a row a step, a float32 a direction: the slope that was applied, after clipping; nan: the step was skipped.
         rates: a row a step, a float32 a group: the learning rate.
         rows: one entry a step and direction where tables are moved by row: table -> the rows used.
+        mask_arrays: what the head's masks need beside it.
     """
 
     head: dict[str, Any]
     slopes: list[list[float]] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)
     rows: list[dict[int, Tensor]] = field(default_factory=list)
+    mask_arrays: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.slopes)
@@ -53,13 +57,22 @@ class Log:
         self.rates.append(rates)
         self.rows += rows
 
+    def keep_masks(self, masks: MaskRule) -> None:
+        """Say in the head how masks were made."""
+        self.head = {**self.head, "format": 2, "masks": masks.to_json()}
+        self.mask_arrays = masks.arrays()
+
+    def keep_rule(self, spec: dict[str, Any]) -> None:
+        """Say in the head which optimizer took the slopes."""
+        self.head = {**self.head, "format": 2, "rule": spec}
+
     def arrays(self) -> dict[str, Tensor]:
         """The run as few tensors; rates that never change are one row."""
         slopes = torch.tensor(self.slopes, dtype=torch.float32).reshape(len(self), len(self.head["seeds"]))
         rates = torch.tensor(self.rates, dtype=torch.float32).reshape(len(self), max(self.head["groups"]) + 1)
         if len(rates) and bool((rates == rates[:1]).all()):
             rates = rates[:1].clone()
-        found = {"slopes": slopes, "rates": rates}
+        found = {"slopes": slopes, "rates": rates, **self.mask_arrays}
         if self.head["tables"]:
             parts = [entry.get(i, torch.empty(0, dtype=torch.long)) for entry in self.rows for i in self.head["tables"]]
             found["counts"] = torch.tensor([len(part) for part in parts], dtype=torch.int32)
@@ -77,6 +90,7 @@ class Log:
             log.rows = [
                 dict(zip(head["tables"], parts[at : at + width], strict=True)) for at in range(0, len(parts), width)
             ]
+        log.mask_arrays = {name: array for name, array in arrays.items() if name.startswith("mask.")}
         return log
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -112,8 +126,8 @@ class Log:
         if text is None:
             raise ProbatumError(f"{path} is a safetensors file, but no log of a zeroth-order run")
         head = json.loads(text)
-        if head.get("format") != FORMAT:
-            raise ProbatumError(f"{path} has format {head.get('format')!r}, this version reads {FORMAT}")
+        if head.get("format") not in FORMATS:
+            raise ProbatumError(f"{path} has format {head.get('format')!r}, this version reads {', '.join(map(str, FORMATS))}")
         steps = head.pop("steps")
         if len(arrays["slopes"]) != steps or len(arrays["rates"]) not in (1, steps):
             raise ProbatumError(f"{path} lacks steps: its head says {steps}, it has {len(arrays['slopes'])}")
@@ -129,7 +143,7 @@ def new_head(
     tables: list[int],
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "format": FORMAT, "seeds": [noise.seed] * len(queries), "queries": queries, "noise": noise.kind, "block": BLOCK, "eps": eps,
+        "format": 1, "seeds": [noise.seed] * len(queries), "queries": queries, "noise": noise.kind, "block": BLOCK, "eps": eps,
         "exact": exact, "weight_decay": decay, "groups": groups, "tables": tables, "device": named[0][1].device.type,
         "torch": torch.__version__.partition("+")[0], "tensors": Fingerprint.of(named).to_json(),
     }  # fmt: skip
@@ -142,9 +156,11 @@ def float32(x: float) -> float:
 
 def apply_updates(
     weights: list[Weights], step: int, head: dict[str, Any], slopes: list[float], rates: list[float],
-    rows: list[dict[int, Tensor]] | None = None, *, standing: int = 0,
+    rows: list[dict[int, Tensor]] | None = None, *, standing: int = 0, rule: Rule | None = None,
 ) -> None:  # fmt: skip
     """theta -= rate / D sum_d slope_d z_d, then weight decay; the one function that training and replay write weights with.
+
+    With `rule` that optimizer takes the step instead, from theta.
 
     Args:
         weights: the same tensors with the noise of each direction.
@@ -153,11 +169,13 @@ def apply_updates(
     """
     count = len(slopes)
     skipped = not all(map(math.isfinite, slopes))
-    if skipped or count > 1:
+    if skipped or count > 1 or rule is not None:
         if standing:
             weights[-1].move(-standing)
         standing = 0
-    if not skipped:
+    if not skipped and rule is not None:
+        rule.step(weights, step, head["queries"], slopes, rates)
+    elif not skipped:
         for d, (query, slope) in enumerate(zip(head["queries"], slopes, strict=True)):
             at = weights[d]
             if not standing and at.address != (step, query):
@@ -174,7 +192,7 @@ def replay(
 ) -> None:
     """Bring a model from the weights a run started with to those it ended with.
 
-    With exact="lattice" or "scratch" each step is one pass (the update); with "off" the pair of perturbations is repeated as well, since
+    With exact="lattice", "scratch" or "copy" each step is one pass (the update); with "off" the pair of perturbations is repeated as well, since
     their rounding stays in the weights. Gaussian noise needs the device kind of the run; sign noise replays anywhere.
 
     Args:
@@ -218,14 +236,19 @@ def _replay(named: list[tuple[str, Tensor]], log: Log, wanted: int) -> None:
     for seed in head["seeds"]:
         if seed not in made:
             rows = UsedRows(None, {i: tensors[i] for i in head["tables"]}) if head["tables"] else None
-            made[seed] = Weights(names, tensors, Noise(seed, head["noise"]), head["eps"], head["exact"], rows=rows)
+            masks = rule_of(head.get("masks"), log.mask_arrays, tensors[0].device)
+            made[seed] = Weights(names, tensors, Noise(seed, head["noise"]), head["eps"], head["exact"], masks=masks, rows=rows)
     first, *others = made.values()
     if head["exact"] == "lattice":
         first.snap()
         for other in others:  # one lattice, whoever writes
             other.steps, other.room = first.steps, first.room
     weights, count = [made[seed] for seed in head["seeds"]], len(head["seeds"])
+    rule = Rule(tensors, head["groups"], head["rule"]) if "rule" in head else None
     for step in range(wanted):
+        first.choose(step)
+        for other in others:
+            other.masks = first.masks  # theta is about to move
         rows = log.rows[step * count : (step + 1) * count] if head["tables"] else None  # type: ignore[assignment]
         if head["exact"] == "off":
             for d, query in enumerate(head["queries"]):
@@ -240,7 +263,7 @@ def _replay(named: list[tuple[str, Tensor]], log: Log, wanted: int) -> None:
                 weights, step, head, log.slopes[step], log.rates[step], rows, standing=-1 if count == 1 else 0  # type: ignore[arg-type]
             )
         else:
-            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows)  # type: ignore[arg-type]
+            apply_updates(weights, step, head, log.slopes[step], log.rates[step], rows, rule=rule)  # type: ignore[arg-type]
 
 
 def merge(a: Log, b: Log) -> Log:
@@ -249,10 +272,12 @@ def merge(a: Log, b: Log) -> Log:
     Raises:
         ProbatumError: logs of different models, settings, rates or lengths.
     """
-    same = ("noise", "block", "eps", "exact", "weight_decay", "groups", "tables")
+    same = ("noise", "block", "eps", "exact", "weight_decay", "groups", "tables", "masks", "rule")
     for key in same:
-        if a.head[key] != b.head[key]:
-            raise ProbatumError(f"logs that are merged must agree in {key}: {a.head[key]!r} against {b.head[key]!r}")
+        if a.head.get(key) != b.head.get(key):
+            raise ProbatumError(f"logs that are merged must agree in {key}: {a.head.get(key)!r} against {b.head.get(key)!r}")
+    if any(not torch.equal(array, b.mask_arrays[name]) for name, array in a.mask_arrays.items()):
+        raise ProbatumError("logs that are merged must have the same masks")
     different = a.fingerprint.difference(b.fingerprint)
     if different:
         raise ProbatumError(f"logs that are merged must start from the same weights: {different}")
@@ -268,6 +293,7 @@ def merge(a: Log, b: Log) -> Log:
         )
     head = {**a.head, "seeds": a.head["seeds"] + b.head["seeds"], "queries": a.head["queries"] + b.head["queries"]}
     merged = Log(head, [x + y for x, y in zip(a.slopes, b.slopes, strict=True)], [list(rate) for rate in a.rates])
+    merged.mask_arrays = a.mask_arrays
     if head["tables"]:
         n, m = len(a.head["seeds"]), len(b.head["seeds"])
         for step in range(len(a)):

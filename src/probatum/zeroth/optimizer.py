@@ -13,12 +13,14 @@ from probatum.errors import ProbatumError
 from probatum.nn.select import select
 from probatum.zeroth.estimate import loss_value, spsa_pair
 from probatum.zeroth.log import Log, apply_updates, float32, new_head
+from probatum.zeroth.masks import Bits, Fixed, MaskRule, flat, rule_of
 from probatum.zeroth.noise import Kind, Noise
 from probatum.zeroth.rows import UsedRows
+from probatum.zeroth.rule import Rule
 from probatum.zeroth.scratch import Scratch
 from probatum.zeroth.weights import DIGITS, EXACT, Exact, Weights
 
-__all__ = ["LearningRate", "ZerothOrder"]
+__all__ = ["LearningRate", "ZerothOrder", "packed_mask"]
 
 QUIET = 20  # steps after which what never changed anything is told
 WARM = 8  # pairs before a running mean of p^2 means anything
@@ -42,7 +44,7 @@ class LearningRate:
 class ZerothOrder(torch.optim.Optimizer):
     """Descent along random directions, from loss values alone; the base of the family's optimizers.
 
-    Subclasses override `queries(step)` (the directions of a step) and `mask(name, tensor)` (where z is 0).
+    Subclasses override `queries(step)` (the directions of a step), and `masks()` or `mask(name, tensor)` (where z is 0).
 
     Args:
         params: `model.named_parameters()`, or groups of such; names decide the order, which decides z.
@@ -50,7 +52,7 @@ class ZerothOrder(torch.optim.Optimizer):
         eps: length of the perturbation, above 0.
         n: directions a step, averaged; each costs two forwards.
         noise: "gaussian", or "rademacher" (signs: as good here, cheaper, and its log replays on any device).
-        exact: how a step is undone (see `weights.py`): "lattice", "scratch" (needs `model`) or "off"; None takes "lattice" for float32
+        exact: how a step is undone (see `weights.py`): "lattice", "scratch" (needs `model`), "copy" or "off"; None takes "lattice" for float32
             from lr 1e-5 up, "off" below (updates would round to nothing), and "scratch" for half precision.
         seed: of all directions.
         weight_decay: theta -= lr weight_decay theta, of tensors with two or more dimensions.
@@ -112,8 +114,8 @@ class ZerothOrder(torch.optim.Optimizer):
         tables = {}
         if rows == "used":
             assert model is not None
-            if exact == "scratch":
-                raise ProbatumError("rows='used' moves rows in place and exact='scratch' never does: take one of them")
+            if exact in ("scratch", "copy"):
+                raise ProbatumError(f"rows='used' moves rows in place and exact={exact!r} never does: take one of them")
             lookups = {
                 id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
             }
@@ -123,6 +125,7 @@ class ZerothOrder(torch.optim.Optimizer):
         )
         self._scratch = Scratch(model, self._weights) if exact == "scratch" and model is not None else None
         self._log: Log | None = None
+        self._rule: Rule | None = None
         self._mean_square = self._weight = 0.0
         self._skipped = self._flat = self._flat_ever = 0
         self._calm: float | None = None
@@ -141,7 +144,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     @property
     def exact(self) -> str:
-        """How steps are undone: "lattice", "scratch" or "off"."""
+        """How steps are undone: "lattice", "scratch", "copy" or "off"."""
         return self._weights.exact
 
     @property
@@ -173,6 +176,22 @@ class ZerothOrder(torch.optim.Optimizer):
         """Where z may differ from 0 (bool, same shape); None: everywhere. Asked before the first step."""
         return None
 
+    def masks(self) -> MaskRule | None:
+        """The masks of every step. Asked before the first step, when the weights stand on their lattice; here what `mask` says, fixed."""
+        found = {i: self.mask(name, t) for i, (name, t) in enumerate(zip(self._names, self._tensors, strict=True))}
+        fixed = {i: packed_mask(self._names[i], self._tensors[i], mask) for i, mask in found.items() if mask is not None}
+        return Fixed(fixed) if fixed else None
+
+    def rule(self) -> dict[str, Any] | None:
+        """The optimizer of torch.optim that takes slope times z as its gradient ("name", "options"); None: the plain step. Needs exact
+        "copy", since what it writes lies on no lattice."""
+        return None
+
+    @property
+    def active_share(self) -> float:
+        """Share of the weights that the masks of the last step let move."""
+        return self._weights.active / max(1, sum(t.numel() for t in self._tensors))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
         """One step.
@@ -197,6 +216,7 @@ class ZerothOrder(torch.optim.Optimizer):
         step, weights = len(log), self._weights
         found, rows = [], []
         queries = self.queries(step)
+        weights.choose(step, alone=len(queries) == 1 and not any(log.head["weight_decay"]))
         for query in queries:
             weights.begin(step, query)
             found.append(spsa_pair(closure, weights, self._scratch, {t.device for t in self._tensors[:1]}))
@@ -205,7 +225,7 @@ class ZerothOrder(torch.optim.Optimizer):
             if weights.offset and len(queries) > 1:
                 weights.move(-weights.offset)
         slopes = [float32(self._cut(pair.slope)) for pair in found]
-        apply_updates([weights] * len(queries), step, log.head, slopes, rates, rows, standing=weights.offset)
+        apply_updates([weights] * len(queries), step, log.head, slopes, rates, rows, standing=weights.offset, rule=self._rule)
         log.add(slopes, rates, rows)
         self._watch(slopes, rates, step)
         return torch.scalar_tensor(sum(pair.mean for pair in found) / len(found), dtype=torch.float64)
@@ -238,6 +258,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if self._log is None:
             self._begin()
         weights, devices = self._weights, {t.device for t in self._tensors[:1]}
+        weights.choose(self.steps)
         state = torch.get_rng_state()
         here = loss_value(closure())
         squares, curves = [], []
@@ -264,6 +285,8 @@ class ZerothOrder(torch.optim.Optimizer):
             "flat": [self._flat_ever, self._flat, self._skipped],
             "lattice": [list(self._weights.steps), list(self._weights.room)],
         }
+        if self._rule is not None:
+            found["zeroth"]["rule"] = self._rule.optimizer.state_dict()
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -297,7 +320,10 @@ class ZerothOrder(torch.optim.Optimizer):
         self._flat_ever, self._flat, self._skipped = own["flat"]
         self._weights.steps, self._weights.room = map(list, own["lattice"])
         if self._log is not None:
-            self._set_masks()
+            self._weights.rule = rule_of(self._log.head.get("masks"), self._log.mask_arrays, self._tensors[0].device)
+            if "rule" in self._log.head:
+                self._rule = Rule(self._tensors, self._groups, self._log.head["rule"])
+                self._rule.optimizer.load_state_dict(own["rule"])
 
     # Inside.
 
@@ -319,13 +345,17 @@ class ZerothOrder(torch.optim.Optimizer):
         head = new_head(named, self.noise, self.queries(0), self.eps, self.exact, decay, self._groups, tables)
         if self.exact == "lattice":
             self._weights.snap()
-        self._set_masks()
         self._log = Log(head)
+        self._weights.rule = rule = self.masks()
+        if rule is not None:
+            if tables:
+                raise ProbatumError("rows='used' has its own choice of weights: it goes with no mask")
+            self._log.keep_masks(rule)
+        spec = self.rule()
+        if spec is not None:
+            self._rule = Rule(self._tensors, self._groups, spec)
+            self._log.keep_rule(spec)
         return self._log
-
-    def _set_masks(self) -> None:
-        masks = {i: self.mask(name, t) for i, (name, t) in enumerate(zip(self._names, self._tensors, strict=True))}
-        self._weights.masks = {i: mask for i, mask in masks.items() if mask is not None}
 
     def _cut(self, slope: float) -> float:
         """Clip against the running root mean square of what was applied."""
@@ -424,6 +454,13 @@ class ZerothOrder(torch.optim.Optimizer):
                 text = f"{name or 'the model'} drops out: both passes of a pair drop the same units, but model.eval() gives less noise"
                 if "dropout" not in self._told:
                     self._tell("dropout", text)
+
+
+def packed_mask(name: str, tensor: Tensor, mask: Tensor) -> Bits:
+    """A mask of the tensor's shape in the order of its memory."""
+    if mask.dtype != torch.bool or mask.shape != tensor.shape:
+        raise ProbatumError(f"the mask of {name} must be boolean of shape {list(tensor.shape)}, got {mask.dtype} {list(mask.shape)}")
+    return Bits.of(flat(torch.empty_like(tensor, dtype=torch.bool).copy_(mask), name))
 
 
 def _positive(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The weights a zeroth-order method moves, and the three ways to write to them so that a step can be undone.
+"""The weights a zeroth-order method moves, and the four ways to write to them so that a step can be undone.
 
 A step moves theta by whole multiples of eps z and by u z (u = -lr p). In floating point `+ eps z, - 2 eps z, + eps z` does not return
 to the start: float32 weights drift by a relative 2.7e-6 in 2,000 steps, bfloat16 by 0.17, more than training moves them.
@@ -6,17 +6,19 @@ to the start: float32 weights drift by a relative 2.7e-6 in 2,000 steps, bfloat1
 - "lattice" (float32, float64): each tensor is snapped once to multiples of a power of two, and eps z and u z are rounded to it. Every sum
   is then exact: restoring is bit-equal, order does not matter, and applying the updates alone gives the weights of the whole run.
 - "scratch": modules run on a perturbed copy of their weights (`scratch.py`), which only updates write to: exact in every dtype.
+- "copy": a copy of theta is kept and put back: exact in every dtype, for small sets of weights.
 - "off": in place, as the paper does it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from probatum.errors import ProbatumError
+from probatum.zeroth.masks import Bits, Compared, MaskRule, flat
 from probatum.zeroth.noise import BLOCK, Noise
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EXACT", "Exact", "Weights", "flat"]
 
-Exact = Literal["lattice", "scratch", "off"]
-EXACT = ("lattice", "scratch", "off")
+Exact = Literal["lattice", "scratch", "copy", "off"]
+EXACT = ("lattice", "scratch", "copy", "off")
 
 KEEP = (
     1_000_000  # up to so many values z is drawn once a step and kept: the same bits, without drawing them three times
@@ -42,7 +44,7 @@ class Weights:
         noise: where z comes from.
         eps: length of the perturbation.
         exact: see the module.
-        masks: index -> boolean tensor of the same shape; where it is False z is 0.
+        masks: says where z is not 0, at each step anew (`choose`).
         rows: moves embedding tables row by row, those rows only that a batch uses; the tables it names are left alone here.
     """
 
@@ -54,11 +56,13 @@ class Weights:
         eps: float,
         exact: Exact,
         *,
-        masks: dict[int, Tensor] | None = None,
+        masks: MaskRule | None = None,
         rows: "UsedRows | None" = None,
     ) -> None:
         self.names, self.tensors, self.noise, self.eps, self.exact = list(names), list(tensors), noise, eps, exact
-        self.masks, self.rows = masks or {}, rows
+        self.rule, self.rows = masks, rows
+        self.masks: Mapping[int, Bits | Compared] = {}  # of the step at hand
+        self._saved: list[Tensor] = []  # theta, for "copy"
         self.steps: list[float] = []  # the lattice's step of each tensor, empty until `snap`
         self.room: list[float] = []  # how far each tensor can still move before its largest weight must be looked at
         self.offset = 0  # multiples of eps z by which the tensors stand away from theta
@@ -73,6 +77,16 @@ class Weights:
         self._z: list[Tensor] = []  # z of each block, in one buffer that pads every tensor to a multiple of 16
         self._grid: tuple[list[float], Tensor, Tensor] | None = None  # steps, and value by value 1 / step and step
 
+    def choose(self, step: int, *, alone: bool = False) -> None:
+        """Find the masks of a step, at theta. `alone`: one direction and no decay, so that a mask may be found again from theta."""
+        if self.rule is not None:
+            self.masks = self.rule.at(step, self.tensors, live=alone and self.exact == "scratch")
+
+    @property
+    def active(self) -> int:
+        """How many weights the masks of the step at hand let move."""
+        return sum(self.masks[i].count if i in self.masks else t.numel() for i, t in enumerate(self.tensors))
+
     def begin(self, step: int, query: int) -> None:
         """Turn to the direction of this step and query."""
         self.address = step, query
@@ -83,17 +97,19 @@ class Weights:
         self._refresh()
         self.noise.fill(self._parts, step, query)
         for i, mask in self.masks.items():
-            self._spans[i].mul_(mask.view(-1))
+            mask.mul_(self._spans[i], 0, flat(self.tensors[i], self.names[i]))
         if self.exact == "lattice":
             torch.mul(self._buffer, self.eps, out=self._nudge)
             self._round(self._nudge)
 
     def move(self, times: int, update: Sequence[float] | None = None) -> None:
         """tensor i += times eps z + update[i] z."""
+        if self.exact == "copy":
+            times = self._from_theta(times)
         self.offset += times
         if self.rows:
             self.rows.move(self, times, update)
-        if not self.whole:
+        if not self.whole or not (times or update):
             return
         if not self.kept:
             self._move_streamed(times, update)
@@ -128,7 +144,7 @@ class Weights:
 
         def apply(_: int, part: Tensor, z: Tensor) -> None:
             if mask is not None:
-                z.mul_(mask.view(-1)[part.storage_offset() : part.storage_offset() + part.numel()])
+                mask.mul_(z, int(part.storage_offset()), part)
             _add(part, z, times * self.eps)
 
         self.noise.walk([flat(copy, self.names[i])], [i], *self._here(), apply)
@@ -137,11 +153,19 @@ class Weights:
     def decay(self, factors: Sequence[float]) -> None:
         """tensor i -= factors[i] tensor i."""
         for i, factor in enumerate(factors):
-            for part in flat(self.tensors[i], self.names[i]).split(BLOCK) if factor else ():
+            mask = self.masks.get(i)
+            for k, part in enumerate(flat(self.tensors[i], self.names[i]).split(BLOCK) if factor else ()):
                 if self.exact == "lattice":
-                    part.sub_(torch.mul(part, factor / self.steps[i]).round_(), alpha=self.steps[i])
-                else:
+                    shrink = torch.mul(part, factor / self.steps[i]).round_()
+                    if mask is not None:
+                        mask.mul_(shrink, k * BLOCK, part)
+                    part.sub_(shrink, alpha=self.steps[i])
+                elif mask is None:
                     part.mul_(1 - factor)
+                else:
+                    shrink = torch.full_like(part, factor, dtype=_working(part))
+                    mask.mul_(shrink, k * BLOCK, part)
+                    part.copy_(part * (1 - shrink))
 
     def rounded(self, i: int, z: Tensor, times: int, update: float) -> Tensor:
         """times eps z + update z as this mode rounds it for tensor i; z of any shape."""
@@ -159,7 +183,7 @@ class Weights:
             if self.exact == "lattice":
                 half = self.steps[i] / 2
             else:
-                size = tensor.detach().norm(dtype=torch.float32).item() / math.sqrt(max(1, tensor.numel()))
+                size = tensor.detach().norm(dtype=_working(tensor)).item() / math.sqrt(max(1, tensor.numel()))
                 half = torch.finfo(tensor.dtype).eps * 2.0 ** math.floor(math.log2(size)) / 2 if size > 0 else 0.0
             u = abs(updates[i])
             share = (
@@ -193,6 +217,19 @@ class Weights:
             for part in flat(tensor, self.names[i]).split(BLOCK):
                 part.div_(step).round_().mul_(step)
         self.room[i] = step * 2.0**digits - largest - step - FAR * self.eps
+
+    def _from_theta(self, times: int) -> int:
+        """Put the tensors back at theta, or keep a copy of it; the multiples of eps z by which they then must move."""
+        if self.offset:
+            for tensor, saved in zip(self.tensors, self._saved, strict=True):
+                tensor.detach().copy_(saved)
+        elif self._saved:
+            for tensor, saved in zip(self.tensors, self._saved, strict=True):
+                saved.copy_(tensor.detach())
+        else:
+            self._saved = [tensor.detach().clone() for tensor in self.tensors]
+        times, self.offset = self.offset + times, 0
+        return times
 
     def _here(self) -> tuple[int, int]:
         assert self.address is not None, "begin() chooses a direction first"
@@ -245,7 +282,7 @@ class Weights:
 
     def _move_streamed(self, times: int, update: Sequence[float] | None) -> None:
         lines = [flat(self.tensors[i], self.names[i]) for i in self.whole]
-        starts = [line.storage_offset() for line in lines]
+        starts = [int(line.storage_offset()) for line in lines]
         order, masks, eps, steps = self.whole, self.masks, self.eps, self.steps
         by = update if update is not None else [0.0] * len(self.tensors)
         lattice = self.exact == "lattice"
@@ -259,8 +296,7 @@ class Weights:
         def apply(k: int, part: Tensor, z: Tensor) -> None:
             i = order[k]
             if i in masks:
-                at = part.storage_offset() - starts[k]
-                z.mul_(masks[i].view(-1)[at : at + part.numel()])
+                masks[i].mul_(z, int(part.storage_offset()) - starts[k], part)
             if scales is not None:
                 part.add_(z)
             elif not lattice:
@@ -274,16 +310,6 @@ class Weights:
                 part.add_(z if moved is None else z.add_(moved), alpha=steps[i])
 
         self.noise.walk(lines, self.whole, *self._here(), apply, scales)
-
-
-def flat(tensor: Tensor, name: str) -> Tensor:
-    """A one-dimensional view of a dense tensor in the order of its memory."""
-    tensor = tensor.detach()
-    if not tensor.is_contiguous():
-        tensor = tensor.permute(sorted(range(tensor.ndim), key=lambda d: -tensor.stride(d)))  # type: ignore[operator]
-        if not tensor.is_contiguous():
-            raise ProbatumError(f"{name} is a strided view with gaps: make it contiguous before it is tuned")
-    return tensor.view(-1)
 
 
 def _working(tensor: Tensor) -> torch.dtype:

@@ -266,8 +266,8 @@ class DeepZero:
         """The coordinates of this step, by stage, in batches that keep to the memory."""
         stages = first.stages
         places = stages.places()
-        by_stage: dict[int | None, list[tuple[int, str | None, Tensor]]] = {}
-        alone = []
+        by_stage: dict[int, list[tuple[int, str | None, Tensor]]] = {}
+        alone: list[tuple[int | None, list[tuple[int, str | None, Tensor]]]] = []
         for number, (name, tensor) in enumerate(self.named):
             indices = self.coordinates[name].to(tensor.device)
             found = places[id(tensor)]
@@ -275,9 +275,8 @@ class DeepZero:
                 by_stage.setdefault(found[0].stage, []).append((number, found[0].name, indices))
             else:  # tied: one coordinate acts in two places
                 alone.append((None, [(number, name, indices)]))
-        groups: list[tuple[int | None, list]] = [(stage, by_stage[stage]) for stage in sorted(by_stage, key=lambda s: s or 0)]
         chunks = []
-        for stage, parts in groups + alone:
+        for stage, parts in [*sorted(by_stage.items()), *alone]:
             behind = range(len(stages.nodes)) if stage is None else [stage, *stages.after(stage)]
             sizes = [v.numel() * v.element_size() for i in behind if isinstance(v := first.values[i], Tensor)]
             largest = 4 * max(sizes) + (sum(t.numel() * t.element_size() for _, t in self.named) if stage is None else 0)
@@ -339,8 +338,9 @@ class DeepZero:
         return torch.stack(sides)
 
     def _outputs(self, chunk: _Chunk, mu: float, first: Pass) -> Any:
-        stage, stages, moved = chunk.stage, first.stages, []
+        stage, stages = chunk.stage, first.stages
         assert stage is not None
+        moved: list[Any] = []
         with torch.no_grad(), frozen_statistics(self.model):
             for number, name, indices in chunk.parts:
                 if name is None:
@@ -349,8 +349,9 @@ class DeepZero:
                 args, kwargs = stages.arguments(stage, first.values.__getitem__)
                 first.same_draws(stage)
                 moved.append(perturbed(stages.modules[stage], name, indices, mu, args, kwargs, first.values[stage]))
-        if all(isinstance(m, Channel) for m in moved):
-            return first.resume(stage, Channel(torch.cat([m.part for m in moved]), torch.cat([m.index for m in moved])))
+        channels = [m for m in moved if isinstance(m, Channel)]
+        if len(channels) == len(moved):
+            return first.resume(stage, Channel(torch.cat([m.part for m in channels]), torch.cat([m.index for m in channels])))
         wholes = [m.whole(first.values[stage]) if isinstance(m, Channel) else m for m in moved]
         return first.resume(stage, wholes[0] if len(wholes) == 1 else torch.cat(wholes))
 

@@ -73,8 +73,9 @@ def copies(tensor: Tensor, indices: Tensor, mu: float) -> Tensor:
 
 
 def _batched(layer: nn.Module, h: Tensor) -> bool:
-    dimensions = {nn.Conv1d: 3, nn.Conv2d: 4}.get(type(layer))  # these also take a single sample
-    return dimensions is None or h.ndim == dimensions
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):  # these also take a single sample
+        return h.ndim == 2 + len(layer.kernel_size)
+    return True
 
 
 def _spread(output: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -105,17 +106,18 @@ def _conv(layer: nn.Conv2d, name: str, indices: Tensor, mu: float, h: Tensor, ou
     into = into + out // (layer.out_channels // layer.groups) * (layer.in_channels // layer.groups)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(h, layer._reversed_padding_repeated_twice, mode=mode).contiguous()
-    # A view (B, C, taps..., places...) of what each tap of the kernel meets: nothing is unfolded in memory.
-    steps = padded.stride()[2:]
+    # A view (C, taps..., B, places...) of what each tap of the kernel meets: nothing is unfolded in memory.
+    per_sample, per_channel, *steps = padded.stride()
     window = padded.as_strided(
-        (*padded.shape[:2], *layer.kernel_size, *output.shape[2:]),
+        (layer.in_channels, *layer.kernel_size, len(h), *output.shape[2:]),
         (
-            *padded.stride()[:2],
+            per_channel,
             *(d * s for d, s in zip(layer.dilation, steps, strict=True)),
+            per_sample,
             *(d * s for d, s in zip(layer.stride, steps, strict=True)),
         ),
     )
-    return Channel(_channels(output, out) + mu * window[(slice(None), into, *taps)].transpose(0, 1), out)
+    return Channel(_channels(output, out) + mu * window[(into, *taps)], out)
 
 
 @register(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -161,6 +161,20 @@ def test_a_linear_model_with_squared_loss_in_closed_form():
         torch.testing.assert_close(found["0.weight"], gradient + extra, rtol=0, atol=1e-9)
 
 
+def test_the_error_in_float32_has_a_floor_on_either_side():
+    """Large mu: curvature; small mu: rounding of the loss. The default lies between, below one percent."""
+    torch.manual_seed(0)
+    net, (x, y) = digit_cnn(), data((32, 1, 8, 8), 10, torch.float32)
+    want = torch.cat([g.flatten() for g in autograd(net, x, y).values()])
+    error = {}
+    for mu in (5e-2, 1e-3):
+        _, found = filled(net, x, y, mu=mu)
+        error[mu] = float((torch.cat([g.flatten() for g in found.values()]) - want).norm() / want.norm())
+    assert error[1e-3] < 0.01 < error[5e-2]
+    with pytest.raises(ProbatumError, match="lost in float32"):
+        filled(net, x, y, mu=1e-5)
+
+
 def test_no_weight_is_written_and_buffers_move_once():
     torch.manual_seed(0)
     net = plain_cnn(2, width=3, channels=1).double()

@@ -351,6 +351,8 @@ def test_bad_training(options, message):
 
 
 def test_bad_defences():
+    with pytest.raises(ProbatumError, match="needs an auto-encoder, whose decoder"):
+        robustify(defence(latent=0), box(), IMAGES, train="whole_plus")
     with pytest.raises(ProbatumError, match="sigma must be positive"):
         defence(sigma=0.0)
     with pytest.raises(ProbatumError, match=r"latent must be from 1 to 15, fewer than the 16 inputs, got 16"):

@@ -83,7 +83,7 @@ class DeepZero:
     Args:
         model: an `nn.Sequential`, or a module that torch.fx can cut into stages.
         loss: (output, target) -> one number. It is batched over perturbations with vmap where it allows that, else called once each.
-        mu: how far a coordinate is moved. In float32 an error of .3 % at 1e-3 on a small CNN; near 1e-1 in bfloat16.
+        mu: how far a coordinate is moved: too far and curvature enters, too little and the loss's rounding does; bfloat16 wants about 1e-1.
         two_sided: central differences: error mu^2 in place of mu, twice the queries.
         sparsity: share of weights (tensors of two and more dimensions) that are left out of a step; biases and norms are always in.
         ratios: how the rest is divided among layers: "erk" (denser where a layer is small), "uniform", or tensor name -> share kept, as
@@ -407,7 +407,7 @@ class DeepZero:
             near = abs(float(common) - base) <= 4 * torch.finfo(tensor.dtype).eps * abs(base)
             if not near or int(still.sum()) <= max(7, len(still) / 2):
                 continue
-            chunk, sides = mine[0]
+            chunk, sides = max(mine, key=lambda pair: int((pair[1] == common).all(0).sum()))
             unmoved = (sides == common).all(0).nonzero().flatten()
             (some,) = _split(stage, _picked(chunk, unmoved[:: max(1, len(unmoved) // 8)]), len(chunk), chunk.cost)
             mu, self.mu = self.mu, max(100 * self.mu, 1e-2)

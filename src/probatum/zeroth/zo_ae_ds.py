@@ -22,7 +22,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +114,8 @@ class Defence(nn.Module):
         """
         if "sigma" in options:
             raise ProbatumError(f"sigma is the defence's own, {self.sigma:g}: leave it out")
-        mark = Fingerprint.of(self.state_dict().items()).to_json()
-        name = f"{self.method} {hash_of(mark)}"
+        rows = Fingerprint.of(self.state_dict().items()).to_json()
+        name = f"{self.method} {zlib.crc32(json.dumps(rows).encode()):08x}"
         return certify(self.deployed(black_box), images, sigma=self.sigma, **{"name": name, **options})
 
     def save(self, path: str | Path) -> None:
@@ -270,8 +271,8 @@ def robustify(
     _arguments(estimator, task, outputs, train, steps, batch, every)
     if train == "whole_plus" and defence.query == "latent":
         raise ProbatumError("train='whole_plus' trains the decoder, which the black box then cannot hold: make the defence with query='image'")
-    if train != "part" and defence.auto is None and train != "whole":
-        raise ProbatumError(f"train={train!r} needs an auto-encoder")
+    if train == "whole_plus" and defence.auto is None:
+        raise ProbatumError("train='whole_plus' needs an auto-encoder, whose decoder it trains")
     if estimator == "FO" and isinstance(black_box, BlackBox):
         raise ProbatumError("estimator='FO' needs a function that can be differentiated, got a BlackBox: use 'RGE' or 'CGE'")
     _images(images, defence.auto)
@@ -413,7 +414,7 @@ def _arguments(estimator: str, task: str, outputs: str, train: str, steps: int, 
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Any:
+def _evaluating(module: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -421,13 +422,6 @@ def _evaluating(module: nn.Module) -> Any:
     finally:
         for m, training in modes:
             m.training = training
-
-
-def hash_of(rows: list) -> str:
-    """Eight hexadecimal digits that tell one set of weights from another."""
-    import zlib
-
-    return f"{zlib.crc32(json.dumps(rows).encode()):08x}"
 
 
 def _keep(

@@ -47,13 +47,13 @@ def accuracy(run: Run, seed: int) -> None:
     holds_if=[above("accuracy", "cge, 90% sparse", ["rge", "spsa"], kind="paired", margin=0.03, on=FRESH, resolution=0.0028)],
 )  # fmt: skip
 def coordinates(run: Run, seed: int) -> None:
-    """The digits and network of `accuracy`, 100 steps of sparse coordinates (22,000 queries) against as many queries along directions.
+    """The digits and network of `accuracy`, 60 steps of sparse coordinates (13,000 queries) against as many queries along directions.
 
     "rge": 192 Gaussian directions a step and one base, as the paper has it; "spsa": 16 pairs of queries a step, so six times more steps.
     Both have the same momentum and schedule, use all weights, in the unscaled form (a direction times the difference over mu), and took their
     learning rate from three values as every other arm did.
     """
-    _compare(run, ["cge, 90% sparse", "rge", "spsa"], 3 if run.smoke else 100)
+    _compare(run, ["cge, 90% sparse", "rge", "spsa"], 3 if run.smoke else 60)
 
 
 @claim(
@@ -74,7 +74,7 @@ def by_arm(run: Run) -> None:
 
 @coordinates.figures
 def by_direction(run: Run) -> None:
-    _dots(run, "Test accuracy on digits after 22,000 queries")
+    _dots(run, "Test accuracy on digits after 13,000 queries")
 
 
 def _dots(run: Run, caption: str) -> None:

@@ -162,17 +162,17 @@ def test_a_linear_model_with_squared_loss_in_closed_form():
 
 
 def test_the_error_in_float32_has_a_floor_on_either_side():
-    """Large mu: curvature; small mu: rounding of the loss. The default lies between, below one percent."""
+    """Large mu: curvature; small mu: rounding, though the loss itself is taken in float64."""
     torch.manual_seed(0)
     net, (x, y) = digit_cnn(), data((32, 1, 8, 8), 10, torch.float32)
     want = torch.cat([g.flatten() for g in autograd(net, x, y).values()])
     error = {}
-    for mu in (5e-2, 1e-3):
+    for mu in (5e-2, 1e-3, 1e-4):
         _, found = filled(net, x, y, mu=mu)
         error[mu] = float((torch.cat([g.flatten() for g in found.values()]) - want).norm() / want.norm())
-    assert error[1e-3] < 0.01 < error[5e-2]
+    assert error[1e-4] < 0.02 and error[1e-3] < 0.05 < error[5e-2]
     with pytest.raises(ProbatumError, match="lost in float32"):
-        filled(net, x, y, mu=1e-5)
+        filled(net, x, y, mu=1e-8)
 
 
 def test_no_weight_is_written_and_buffers_move_once():
@@ -290,6 +290,15 @@ def test_queries(two_sided):
     kept = sum(len(some) for some in zo.coordinates.values())
     assert kept == round(0.1 * (72 + 1152 + 640)) + 34
     assert zo.queries == 3 * (1 + kept * (2 if two_sided else 1)) and zo.steps == 3
+
+
+def test_the_written_out_network_of_the_claim_is_the_network():
+    from probatum.claims.zeroth.deepzero import _many
+
+    net, (x, y) = digit_cnn().double(), data((5, 1, 8, 8))
+    theta, f = loss_of_weights(net, F.cross_entropy, x, y)
+    points = theta + 0.1 * torch.randn(3, 1, theta.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(_many(x, y)(points), f(points), rtol=1e-9, atol=1e-9)
 
 
 # Which coordinates.

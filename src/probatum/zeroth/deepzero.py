@@ -139,6 +139,7 @@ class DeepZero:
         self._stages: dict[tuple[bool, ...], Stages] = {}
         self._checked: set[tuple[bool, ...]] = set()
         self._vectorised: bool | None = None
+        self._wide: bool | None = None
         self.workers = workers
         self._pool: Workers | None = None
         self._stages_now()
@@ -244,11 +245,23 @@ class DeepZero:
 
     def _first(self, inputs: tuple, target: Any) -> tuple[Pass, float]:
         first = self._stages_now().run(*inputs)
-        with torch.no_grad():
-            base = loss_value(self.loss(first.output, target))
+        base = self._base(first.output, target)
         if not math.isfinite(base):
             raise ProbatumError(f"the loss is {base} at the weights as they are: there is nothing to differ from")
         return first, base
+
+    def _base(self, output: Any, target: Any) -> float:
+        """The loss in float64 where it takes that: a float32 loss of 2 is rounded to 2e-7, which mu magnifies."""
+        with torch.no_grad():
+            if self._wide is None:
+                self._wide = False
+                if isinstance(output, Tensor) and output.is_floating_point():
+                    try:
+                        found = loss_value(self.loss(output.double(), target))
+                        self._wide = math.isclose(found, loss_value(self.loss(output, target)), rel_tol=1e-2, abs_tol=1e-3)
+                    except Exception:  # float32 class weights, a simulator that wants its own type
+                        pass
+            return loss_value(self.loss(output.double() if self._wide else output, target))
 
     def _is_a_function(self, inputs: tuple, target: Any, first: Pass, base: float) -> None:
         """A second base pass, from the same random state, must find the same loss."""
@@ -369,6 +382,7 @@ class DeepZero:
     def _losses(self, outputs: Any, target: Any) -> Tensor:
         """Of outputs (P, ...): (P,) float64."""
         with torch.no_grad():
+            outputs = outputs.double() if self._wide else outputs
             if self._vectorised is None:
                 self._vectorised = self._takes_vmap(outputs, target)
             if self._vectorised:

@@ -1,6 +1,6 @@
 """Claims of DeepZero (arXiv 2310.02025)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from probatum.evidence import Run, above, as_good, claim
@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# Learning rates: the best of three by validation accuracy, mean of development seeds 0 and 1 (1,188 images to train on, 250 to choose on).
-# Claims start at seed 10 and read the test images once.
+# Learning rates: the best of GRID by accuracy on 250 validation images of development seed 0 (first order: seeds 0 and 1), at 600 steps (dense:
+# 100) or, for the arms along directions, 13,000 queries (spsa) and 22,000 (rge). Claims start at seed 10 and read the test images once.
 GRID = {"sgd": (0.1, 0.2, 0.4), "rge": (0.001, 0.003, 0.01), "spsa": (0.001, 0.003, 0.01)}
-RATES = {"first order": 0.1, "first order, same masks": 0.1, "cge, 90% sparse": 0.1, "cge, uniform": 0.1, "cge, dense": 0.1, "rge": 0.01, "spsa": 0.001}
+RATES = {
+    "first order": 0.2, "first order, same masks": 0.2, "cge, 90% sparse": 0.2, "cge, uniform": 0.2, "cge, dense": 0.2, "rge": 0.003,
+    "spsa": 0.003,
+}  # fmt: skip
 BATCH, MU, SPARSITY, REFRESH = 64, 1e-3, 0.9, 25
 FRESH = "on fresh draws of split, weights and batches"
 
@@ -27,15 +30,15 @@ FRESH = "on fresh draws of split, weights and batches"
     ],
 )  # fmt: skip
 def accuracy(run: Run, seed: int) -> None:
-    """scikit-learn's digits (8 x 8, 359 of 1,797 to test on), a CNN of 1,898 weights from scratch, 600 steps of batch 64.
+    """scikit-learn's digits (8 x 8, 359 of 1,797 to test on), a CNN of 1,898 weights from scratch, 1,000 steps of batch 64.
 
     SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule on: backpropagation; backpropagation with all but the drawn coordinates
     set to zero; one-sided differences along these coordinates (a tenth of the weights by ERK ratios, drawn anew every 25 steps, and all
     biases). Full adds uniform ratios, without a condition. Every arm has the best of three learning rates, chosen once on validation images
-    of two other seeds. A network this small is where 130,000 queries are affordable; what the paper shows on ResNet-20 costs 10^4 times
+    of two other seeds. A network this small is where 220,000 queries are affordable; what the paper shows on ResNet-20 costs 10^4 times
     more.
     """
-    steps = 12 if run.smoke else 600
+    steps = 12 if run.smoke else 1000
     arms = ["first order", "first order, same masks", "cge, 90% sparse"] + (["cge, uniform"] if run.budget == "full" else [])
     _compare(run, arms, steps)
 
@@ -47,13 +50,13 @@ def accuracy(run: Run, seed: int) -> None:
     holds_if=[above("accuracy", "cge, 90% sparse", ["rge", "spsa"], kind="paired", margin=0.03, on=FRESH, resolution=0.0028)],
 )  # fmt: skip
 def coordinates(run: Run, seed: int) -> None:
-    """The digits and network of `accuracy`, 60 steps of sparse coordinates (13,000 queries) against as many queries along directions.
+    """The digits and network of `accuracy`, 300 steps of sparse coordinates (66,000 queries) against as many queries along directions.
 
     "rge": 192 Gaussian directions a step and one base, as the paper has it; "spsa": 16 pairs of queries a step, so six times more steps.
     Both have the same momentum and schedule, use all weights, in the unscaled form (a direction times the difference over mu), and took their
     learning rate from three values as every other arm did.
     """
-    _compare(run, ["cge, 90% sparse", "rge", "spsa"], 3 if run.smoke else 60)
+    _compare(run, ["cge, 90% sparse", "rge", "spsa"], 3 if run.smoke else 300)
 
 
 @claim(
@@ -69,12 +72,12 @@ def dense(run: Run, seed: int) -> None:
 
 @accuracy.figures
 def by_arm(run: Run) -> None:
-    _dots(run, "Test accuracy on digits after 600 steps")
+    _dots(run, "Test accuracy on digits after 1,000 steps")
 
 
 @coordinates.figures
 def by_direction(run: Run) -> None:
-    _dots(run, "Test accuracy on digits after 13,000 queries")
+    _dots(run, "Test accuracy on digits after 66,000 queries")
 
 
 def _dots(run: Run, caption: str) -> None:
@@ -130,7 +133,7 @@ def train(
     import torch
     from torch.nn.functional import cross_entropy
 
-    from probatum.zeroth import DeepZero, loss_of_weights
+    from probatum.zeroth import DeepZero
     from probatum.zeroth.functions import rge
     from probatum.zeroth.networks import digit_cnn
     from probatum.zeroth.noise import Noise
@@ -159,8 +162,9 @@ def train(
         if arm.startswith("cge"):
             zo.backward(images[rows], labels[rows])
         elif q:
-            theta, f = loss_of_weights(net, cross_entropy, images[rows], labels[rows])
-            found = rge(f, theta, q, MU, noise=noise, step=step, direction="gaussian", two_sided=arm == "spsa", trials=32)
+            theta = torch.cat([p.detach().reshape(-1) for _, p in zo.named]).unsqueeze(0)
+            f = _many(images[rows], labels[rows])
+            found = rge(f, theta, q, MU, noise=noise, step=step, direction="gaussian", two_sided=arm == "spsa", trials=8)
             asked += found.rows
             for (_, p), part in zip(zo.named, found.gradient[0].split(sizes), strict=True):
                 p.grad = part.view(p.shape)
@@ -171,6 +175,33 @@ def train(
         optimizer.step()
         schedule.step()
     return net, asked or zo.queries or steps
+
+
+def _many(x: "torch.Tensor", y: "torch.Tensor") -> "Callable[[torch.Tensor], torch.Tensor]":
+    """`loss_of_weights` of the digit CNN written out, (R, 1, 1898) -> (R, 1): matrix products instead of grouped convolutions, twice as fast."""
+    import torch
+    from torch.nn import functional as F
+
+    size = len(x)
+    seen = F.unfold(x, 3, padding=1).permute(1, 0, 2).reshape(9, -1)
+
+    def pooled(z: torch.Tensor) -> torch.Tensor:
+        z = torch.maximum(z[..., ::2, :], z[..., 1::2, :])
+        return torch.maximum(z[..., ::2], z[..., 1::2]).relu_()
+
+    def f(points: torch.Tensor) -> torch.Tensor:
+        count = len(points)
+        b0, w0, b3, w3, b7, w7 = points[:, 0].split([8, 72, 16, 1152, 10, 640], 1)
+        z = pooled((w0.reshape(-1, 9) @ seen).view(count, 8, size, 8, 8) + b0.view(count, 8, 1, 1, 1))
+        z = F.pad(z, (1, 1, 1, 1))
+        a, b, c, d, e = z.stride()
+        z = z.as_strided((count, 8, 3, 3, size, 4, 4), (a, b, d, e, c, d, e)).reshape(count, 72, -1)
+        z = pooled(torch.bmm(w3.view(count, 16, 72), z).view(count, 16, size, 4, 4) + b3.view(count, 16, 1, 1, 1))
+        z = z.permute(0, 2, 1, 3, 4).reshape(count, size, 64)
+        z = torch.baddbmm(b7.view(count, 1, 10), z, w7.view(count, 10, 64).transpose(1, 2))
+        return F.cross_entropy(z.flatten(0, 1), y.repeat(count), reduction="none").view(count, size).mean(1, keepdim=True)
+
+    return f
 
 
 def _keep(named: "dict[str, torch.Tensor]", coordinates: "dict[str, torch.Tensor]") -> None:

@@ -1,5 +1,5 @@
 """What a zeroth-order step costs: mezo, sparse_mezo and senszoq beside two plain forwards, the paper's loop, first-order training, and the
-package `mezo`.
+package `mezo`; deepzero beside one forward a coordinate; zo_ae_ds against an endpoint.
 
     python benchmarks/zeroth.py [rounds]
 
@@ -159,5 +159,105 @@ def main(rounds: int) -> None:
         print(f"{name:34}{held / 2**20:8.1f}{held / whole:16.2f}")
 
 
+def coordinates(rounds: int) -> None:
+    """deepzero: microseconds a coordinate of the digit CNN, all 1,898 at batch 64; beside it the same passes from each layer on."""
+    from torch.func import functional_call, vmap
+    from torch.nn.functional import cross_entropy
+
+    from probatum.zeroth import DeepZero
+    from probatum.zeroth.networks import digit_cnn
+
+    torch.manual_seed(0)
+    net, x, y = digit_cnn(), torch.rand(64, 1, 8, 8), torch.arange(64) % 10
+    zo = DeepZero(net, cross_entropy, sparsity=0.0)
+    count = sum(len(some) for some in zo.coordinates.values())
+    weight = net[3].weight
+
+    def naive() -> None:  # the reference's way, on 64 of the coordinates: write, run whole, write back
+        flat = weight.data.view(-1)
+        for i in range(64):
+            flat[i] += 1e-3
+            cross_entropy(net(x), y)
+            flat[i] -= 1e-3
+
+    def weights() -> None:  # vmap over copies of the weight
+        many = weight.detach().expand(64, *weight.shape).clone()
+        vmap(lambda w: cross_entropy(functional_call(net, {"3.weight": w}, (x,)), y))(many)
+
+    tails = [(net[at:], net[:at](x).detach(), sum(p.numel() for p in net[at - 1].parameters())) for at in (1, 4, 8)]
+
+    def tails_alone() -> None:  # as many rows through what stands behind each layer, and nothing else; 64 at a time
+        for tail, h, coordinates_there in tails:
+            batch = h.repeat(64, *[1] * (h.ndim - 1))
+            for _ in range(-(-coordinates_there // 64)):
+                tail(batch)
+
+    def backpropagation() -> None:
+        cross_entropy(net(x), y).backward()
+
+    arms: dict[str, tuple[Callable[[], object], int]] = {
+        "deepzero": (lambda: zo.backward(x, y), count), "one forward a coordinate": (torch.no_grad()(naive), 64),
+        "vmap over weights": (torch.no_grad()(weights), 64), "tails of the layers, whole": (torch.no_grad()(tails_alone), count),
+        "backpropagation (all at once)": (backpropagation, count),
+    }  # fmt: skip
+    spent: dict[str, list[float]] = {name: [] for name in arms}
+    for r in range(rounds + 1):
+        for name in list(arms) if r % 2 else list(arms)[::-1]:
+            step, there = arms[name]
+            busy = time.process_time()
+            step()
+            if r:
+                spent[name].append((time.process_time() - busy) / there)
+    print(f"\n{'deepzero, CPU time a coordinate':34}{'us':>8}{'x deepzero':>12}")
+    for name, times in spent.items():
+        ratio = median(a / b for a, b in zip(times, spent["deepzero"], strict=True))
+        print(f"{name:34}{1e6 * median(times):8.2f}{ratio:12.2f}")
+
+
+def queries(rounds: int) -> None:
+    """zo_ae_ds: rows a second of a local HTTP endpoint through BlackBox, by rows a request, beside the function itself."""
+    import json
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from probatum.zeroth import BlackBox
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(196, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)).requires_grad_(False)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            rows = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
+            body = json.dumps({"outputs": net(torch.tensor(rows)).tolist()}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    x, address = torch.rand(512, 196), f"http://127.0.0.1:{server.server_port}/"
+    print(f"\n{'zo_ae_ds, 512 rows of 196 numbers':34}{'rows/s':>10}")
+    for name, box in (
+        ("function", BlackBox(net)), ("endpoint, 512 rows a request", BlackBox(address)),
+        ("endpoint, 32 rows a request", BlackBox(address, rows=32)), ("endpoint, a row a request", BlackBox(address, rows=1)),
+    ):  # fmt: skip
+        box(x)
+        begun = time.perf_counter()
+        for _ in range(rounds):
+            box(x)
+        print(f"{name:34}{rounds * len(x) / (time.perf_counter() - begun):10.0f}")
+    server.shutdown()
+    server.server_close()
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    main(count)
+    coordinates(count)
+    queries(min(3, count))

@@ -1,5 +1,7 @@
 """Layer groups: every trainable parameter once, in the order of the forward pass."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -88,7 +90,7 @@ def test_a_limit_splits_large_layers_and_joins_small_ones(limit):
     found = layer_groups(minilm(), max_bytes=limit)
     assert all(group.bytes <= limit or len(group.parameters) == 1 for group in found)
     assert [name for group in found for name in group.names] == [name for name, _ in minilm().named_parameters()]
-    assert all(a.bytes + b.bytes > limit for a, b in zip(found, found[1:], strict=False))
+    assert all(a.bytes + b.bytes > limit for a, b in pairwise(found))
     if limit == 600_000 * 4:  # attention and both halves of the MLP of each block, one by one
         assert len(found) == 1 + 1 + 6 * 3 + 1
     if limit == 10**9:

@@ -120,10 +120,10 @@ def _trainable(model: nn.Module) -> tuple[Named, dict[str, str]]:
 
 
 def _stacks(model: nn.Module) -> list[str]:
-    """Names of the outermost containers of two or more modules of one class, all with parameters."""
+    """Names of the outermost containers of modules of one class, all with parameters."""
     found: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < (2 if isinstance(module, nn.Sequential) else 1):
             continue
         kinds = {type(child) for child in module}
         inside = any(name.startswith(stack + ".") for stack in found)

@@ -77,6 +77,15 @@ def test_operations_a_row_and_once():
     assert min(rows for rows in range(1, 100) if made.flops(rows) < made.flops(rows, "sequential")) == 16
 
 
+@pytest.mark.parametrize(("rows", "way"), [(15, "sequential"), (16, "halves")])
+def test_auto_takes_what_is_cheaper(rows, way, monkeypatch):
+    made, taken = TTLinear(4096, 64, 5), []
+    sequential = TTLinear._sequential
+    monkeypatch.setattr(TTLinear, "_sequential", lambda *args: taken.append(1) or sequential(*args))
+    made(torch.randn(rows, 4096))
+    assert bool(taken) == (way == "sequential")
+
+
 def test_svd_of_a_matrix_at_full_ranks_gives_it_back():
     torch.manual_seed(1)
     matrix = torch.randn(30, 42, dtype=torch.float64)

@@ -106,6 +106,7 @@ class TTLinear(nn.Module):
             nn.Parameter(torch.empty(ranks[k], n, ranks[k + 1], device=device, dtype=dtype)) for k, n in enumerate(sizes)
         )
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._turn: float | None = None  # rows above which halves take fewer operations
         self.reset_parameters(zero, generator)
 
     @torch.no_grad()
@@ -132,11 +133,13 @@ class TTLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ProbatumError(f"x must be (..., {self.in_features}), got {list(x.shape)}")
-        rows = x.numel() // self.in_features
         way = self.contraction
         if way == "auto":
-            way = min(("halves", "sequential"), key=lambda how: self.flops(rows, how))  # type: ignore[arg-type]
-        cores = list(self.cores)
+            if self._turn is None:
+                once, row = self.flops(0), self.flops(1) - self.flops(0)
+                self._turn = once / max(1, self.flops(1, "sequential") - row)
+            way = "halves" if x.numel() > self._turn * self.in_features else "sequential"
+        cores: list[Tensor] = list(self.cores._parameters.values())  # type: ignore[arg-type]  # a ParameterList takes ten times as long to walk
         half = len(self.shape[0])
         if way == "halves":
             y = x @ _chain(cores[:half]).flatten(0, -2) @ _chain(cores[half:]).flatten(1)

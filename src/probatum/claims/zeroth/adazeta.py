@@ -18,7 +18,7 @@ FRESH = "on fresh draws of pre-training, labels and directions"
 
 
 @claim(
-    "adazeta", "stability", version=1, first_seed=10, budgets={"quick": 5, "full": 10}, source="Section 3.3, Figure 1",
+    "adazeta", "stability", version=1, first_seed=10, budgets={"quick": 5, "full": 10}, source="Figure 1",
     says="averaging more directions a step is stable at learning rates where a single direction diverges",
     reported="Figure 1 (Llama-2-7B, lr 1e-4): MeZO-LoRA diverges on SST-2 after 6,000 steps, AdaZeta does not",
     holds_if=[
@@ -69,7 +69,7 @@ LRS = (3e-4, 1e-3, 3e-3)
 
 
 @claim(
-    "adazeta", "accuracy", version=1, first_seed=20, budgets={"quick": 5, "full": 10}, source="Tables 1 and 2, Figure 1",
+    "adazeta", "accuracy", version=1, first_seed=20, budgets={"quick": 5, "full": 10}, source="Figure 1",
     says="tensor-train adapters with a growing number of directions learn as much as MeZO on LoRA from as many forward passes",
     reported="Llama-2-7B, equal steps: SST-2 loss about .20 against MeZO-LoRA's .23 (batch 64) and divergence (batch 16)",
     holds_if=[above("accuracy", "adazeta", "mezo, lora", kind="paired", on=FRESH, resolution=0.001)],

@@ -256,8 +256,35 @@ def queries(rounds: int) -> None:
     server.server_close()
 
 
+def adazeta(rounds: int) -> None:
+    """A tensor-train adapter of 4,096 by 64, rank 5, beside the dense bottleneck it stands for, at 1, 16 and 512 rows."""
+    from importlib.util import find_spec
+
+    from probatum.zeroth import TTAdapter
+
+    print(f"\nadazeta: adapter 4,096 x 64, rank 5; ms a call, and over the dense bottleneck{'':10}rows")
+    if find_spec("tltorch") is None:
+        print("skipped: tltorch (tensor-train layers) is not installed")
+    dense = torch.nn.Sequential(torch.nn.Linear(4096, 64, bias=False), torch.nn.ReLU(), torch.nn.Linear(64, 4096, bias=False))
+    made: dict[str, torch.nn.Module] = {"dense bottleneck": dense}
+    made |= {way: TTAdapter(4096, contraction=way) for way in ("halves", "sequential", "dense", "auto")}
+    for rows in (1, 16, 512):
+        x, times = torch.randn(rows, 4096), {name: list[float]() for name in made}
+        with torch.no_grad():
+            for r in range(rounds + 1):
+                for name in made if r % 2 else reversed(made):
+                    begun = time.perf_counter()
+                    for _ in range(10):
+                        made[name](x)
+                    times[name].append((time.perf_counter() - begun) * 100)
+        for name, taken in times.items():
+            ratio = median(a / b for a, b in zip(taken[1:], times["dense bottleneck"][1:], strict=True))
+            print(f"{name:34}{median(taken[1:]):8.2f}{ratio:16.2f}{rows:10}")
+
+
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     main(count)
+    adazeta(count)
     coordinates(count)
     queries(min(3, count))

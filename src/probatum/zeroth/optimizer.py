@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from probatum.zeroth.rows import UsedRows
 from probatum.zeroth.rule import Rule
 from probatum.zeroth.scratch import Scratch
 from probatum.zeroth.weights import DIGITS, EXACT, Exact, Weights
+
+if TYPE_CHECKING:
+    from probatum.zeroth.distributed import Spread
 
 __all__ = ["LearningRate", "ZerothOrder", "packed_mask"]
 
@@ -131,6 +134,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._calm: float | None = None
         self._told: set[str] = set()
         self._made = False
+        self.spread: Spread | None = None  # set by `distribute`
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's, only before the first step: z is addressed by a tensor's place among all."""
@@ -171,6 +175,14 @@ class ZerothOrder(torch.optim.Optimizer):
     def queries(self, step: int) -> list[int]:
         """The directions of a step, by number; equal numbers are equal directions."""
         return list(range(self.n))
+
+    def _directions(self) -> list[int]:
+        """The columns of the log."""
+        return self.queries(0)
+
+    def _row(self, slopes: list[float]) -> list[float]:
+        """A step's slopes as its row of the log, whose mean over all columns is applied."""
+        return slopes
 
     def mask(self, name: str, tensor: Tensor) -> Tensor | None:
         """Where z may differ from 0 (bool, same shape); None: everywhere. Asked before the first step."""
@@ -217,15 +229,17 @@ class ZerothOrder(torch.optim.Optimizer):
         found, rows = [], []
         queries = self.queries(step)
         weights.choose(step, alone=len(queries) == 1 and not any(log.head["weight_decay"]))
-        for query in queries:
+        for query in self.spread.share(step, queries, self.noise.seed) if self.spread else queries:
             weights.begin(step, query)
             found.append(spsa_pair(closure, weights, self._scratch, {t.device for t in self._tensors[:1]}))
             if weights.rows:
                 rows.append(weights.rows.used())
             if weights.offset and len(queries) > 1:
                 weights.move(-weights.offset)
-        slopes = [float32(self._cut(pair.slope)) for pair in found]
-        apply_updates([weights] * len(queries), step, log.head, slopes, rates, rows, standing=weights.offset, rule=self._rule)
+        if self.spread:
+            found = self.spread.exchange(self, found, queries)
+        slopes = self._row([float32(self._cut(pair.slope)) for pair in found])
+        apply_updates([weights] * len(slopes), step, log.head, slopes, rates, rows, standing=weights.offset, rule=self._rule)
         log.add(slopes, rates, rows)
         self._watch(slopes, rates, step)
         return torch.scalar_tensor(sum(pair.mean for pair in found) / len(found), dtype=torch.float64)
@@ -342,7 +356,7 @@ class ZerothOrder(torch.optim.Optimizer):
         ]
         tables = list(self._weights.rows.tables) if self._weights.rows else []
         named = list(zip(self._names, self._tensors, strict=True))
-        head = new_head(named, self.noise, self.queries(0), self.eps, self.exact, decay, self._groups, tables)
+        head = new_head(named, self.noise, self._directions(), self.eps, self.exact, decay, self._groups, tables)
         if self.exact == "lattice":
             self._weights.snap()
         self._log = Log(head)

@@ -19,7 +19,6 @@ process, more directions a step are no gain (see the card).
 (20, 20)
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 
 from probatum.errors import ProbatumError, did_you_mean
 from probatum.nn.tensor_train import Contraction, TTLinear
-from probatum.zeroth.copies import Copied
 from probatum.zeroth.distributed import distribute
 from probatum.zeroth.noise import Kind
 from probatum.zeroth.optimizer import ZerothOrder
@@ -211,7 +209,7 @@ class AdaZeta(ZerothOrder):
         *,
         steps_per_epoch: int = 1,
         noise: Kind = "gaussian",
-        exact: Exact | Literal["copy"] = "copy",
+        exact: Exact | None = "copy",
         seed: int = 0,
         weight_decay: float = 0.0,
         clip: float | None = 2.0,
@@ -225,15 +223,10 @@ class AdaZeta(ZerothOrder):
         if not isinstance(queries, QuerySchedule):
             queries = QuerySchedule.constant(queries)
         self.schedule, self.steps_per_epoch = queries, steps_per_epoch
-        with warnings.catch_warnings():
-            if exact == "copy":  # half precision in place drifts, but copies do not
-                warnings.filterwarnings("ignore", ".*perturbing it in place.*")
-            super().__init__(
-                params, lr, eps, queries.most, noise=noise, exact="off" if exact == "copy" else exact, seed=seed,
-                weight_decay=weight_decay, clip=clip, include=include, exclude=exclude, model=model, threads=threads,
-            )  # fmt: skip
-        if exact == "copy":
-            self._weights = Copied.of(self._weights)
+        super().__init__(
+            params, lr, eps, queries.most, noise=noise, exact=exact, seed=seed, weight_decay=weight_decay, clip=clip, include=include,
+            exclude=exclude, model=model, threads=threads,
+        )  # fmt: skip
 
     @property
     def asked(self) -> int:

@@ -89,10 +89,10 @@ def test_rules_survive_the_head_of_a_log():
 
 
 class Masked(MeZO):
-    rule = staticmethod(lambda tensors: None)
+    made = staticmethod(lambda tensors: None)
 
     def masks(self):
-        return self.rule(self._tensors)
+        return self.made(self._tensors)
 
 
 RULES = {
@@ -106,7 +106,7 @@ RULES = {
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("rule", list(RULES))
 def test_a_masked_run_is_replayed_and_resumed_bit_for_bit(rule, kind, exact, tmp_path):
-    Masked.rule = staticmethod(RULES[rule])
+    Masked.made = staticmethod(RULES[rule])
     model, closure = model_and_closure()
     start = copy.deepcopy(model)
     options = {"lr": 0.03, "n": 2, "noise": kind, "exact": exact, "model": model, "weight_decay": 0.1, "seed": 8}
@@ -170,7 +170,7 @@ def test_bad_input_is_told():
     ):
         with pytest.raises(ProbatumError, match=text):
             call()
-    Masked.rule = staticmethod(lambda tensors: None)
+    Masked.made = staticmethod(lambda tensors: None)
 
     class Wrong(MeZO):
         def mask(self, name, tensor):

@@ -136,7 +136,7 @@ class Bits:
 
     @property
     def count(self) -> int:
-        return int(_ones(self.data.device)[self.data.int()].sum())
+        return int(np.bitwise_count(self.data.cpu().numpy()).sum(dtype=np.int64))
 
     def dense(self) -> Tensor:
         """The flat boolean tensor again."""
@@ -144,8 +144,12 @@ class Bits:
 
     def mul_(self, z: Tensor, at: int, part: Tensor) -> None:
         """z *= mask of the values from `at` on (a multiple of 8); `part`, those values, is not needed."""
-        picked = self.data[at // 8 : -(-(at + len(z)) // 8)].int()
-        z.mul_(torch.index_select(_patterns(z.device), 0, picked).view(-1)[: len(z)])
+        some = self.data[at // 8 : -(-(at + len(z)) // 8)]
+        if z.device.type == "cpu":  # a third of the cost of torch's look-up
+            values = z.numpy()
+            np.multiply(values, np.unpackbits(some.numpy(), count=len(z), bitorder="little"), out=values)
+        else:
+            z.mul_(torch.index_select(_patterns(z.device), 0, some.int()).view(-1)[: len(z)])
 
 
 class Compared:
@@ -328,9 +332,3 @@ def _top(score: Tensor, k: int) -> Tensor:
 def _patterns(device: torch.device) -> Tensor:
     """(256, 8): the bits of a byte as 0.0 and 1.0, lowest first."""
     return ((torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1).float().to(device)
-
-
-@cache
-def _ones(device: torch.device) -> Tensor:
-    """(256,): how many bits of a byte are set."""
-    return _patterns(device).sum(1).long()

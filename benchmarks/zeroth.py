@@ -212,6 +212,32 @@ def coordinates(rounds: int) -> None:
     for name, times in spent.items():
         ratio = median(a / b for a, b in zip(times, spent["deepzero"], strict=True))
         print(f"{name:34}{1e6 * median(times):8.2f}{ratio:12.2f}")
+    scaling(rounds)
+
+
+def scaling(rounds: int) -> None:
+    """deepzero on one thread against two worker processes of one thread, wall time of a step with all coordinates at batch 256."""
+    from torch.nn.functional import cross_entropy
+
+    from probatum.zeroth import DeepZero
+    from probatum.zeroth.networks import digit_cnn
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    net, x, y = digit_cnn(), torch.rand(256, 1, 8, 8), torch.arange(256) % 10
+    one, two = (DeepZero(copy.deepcopy(net), cross_entropy, sparsity=0.0, workers=workers) for workers in (1, 2))
+    one.backward(x, y)
+    two.backward(x, y)
+    ratios = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        one.backward(x, y)
+        middle = time.perf_counter()
+        two.backward(x, y)
+        ratios.append((middle - begun) / (time.perf_counter() - middle))
+    two.close()
+    torch.set_num_threads(threads)
+    print(f"{'two workers: times as fast as one':34}{median(ratios):8.2f}")
 
 
 def queries(rounds: int) -> None:

@@ -261,7 +261,7 @@ def _start(run: Run, angle: float, k: int) -> "tuple[ShiftedDigits, nn.Sequentia
     from probatum.data.digits import shifted_digits
 
     data = shifted_digits(angle, k, run.seed)
-    return data, pretrain(data.source_x, data.source_y, run.generator("pretrain"), 100 if run.smoke else 1500)
+    return data, pretrain(data.source_x, data.source_y, run.generator("pretrain"), 0 if run.smoke else 1500)
 
 
 def _features(start: "nn.Sequential") -> Callable[[Any], Any]:

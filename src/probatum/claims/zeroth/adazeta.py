@@ -18,7 +18,7 @@ FRESH = "on fresh draws of pre-training, labels and directions"
 
 
 @claim(
-    "adazeta", "stability", version=1, first_seed=10, budgets={"quick": 5, "full": 10}, source="Figure 1",
+    "adazeta", "stability", version=1, first_seed=30, budgets={"quick": 5, "full": 10}, source="Figure 1",
     says="averaging more directions a step is stable at learning rates where a single direction diverges",
     reported="Figure 1 (Llama-2-7B, lr 1e-4): MeZO-LoRA diverges on SST-2 after 6,000 steps, AdaZeta does not",
     holds_if=[
@@ -34,8 +34,8 @@ def stability(run: Run, seed: int) -> None:
 
     An MLP 196-128-128-10 trained on upright digits meets digits turned by 90 degrees (640 labelled), where its loss is large and curved.
     LoRA factors of rank 8 or tensor-train adapters of rank 5 are tuned by two-point queries (eps 1e-3, Gaussian, no clip). From 0.1 down in
-    quarter decades, a rate is stable if the run never leaves 10 times the starting loss and ends (mean of its last tenth) at or below the
-    start. On a quadratic the edge is 2 Q / (lambda (Q + d + 1)) in mean square, so that ten directions should lift it by up to a
+    quarter decades, a rate is stable if no batch leaves 10 times the starting loss and the loss of all labelled images ends at
+    most a tenth above the start. On a quadratic the edge is 2 Q / (lambda (Q + d + 1)) in mean square, so that ten directions should lift it by up to a
     decade; the bound is a factor of 3. In full, without a condition, a number of directions
     that grows from 1 to 15 stands beside.
     """
@@ -143,11 +143,9 @@ def by_arm(run: Run) -> None:
 class _Result:
     """What a zeroth-order run came to."""
 
-    def __init__(self, forward: "Callable[[Tensor], Tensor]", optimizer: "AdaZeta", losses: list[float], tuned: int) -> None:
-        self.forward, self.tuned = forward, tuned
+    def __init__(self, forward: "Callable[[Tensor], Tensor]", optimizer: "AdaZeta", stable: bool, tuned: int) -> None:
+        self.forward, self.stable, self.tuned = forward, stable, tuned
         self.queries, self.steps = optimizer.asked, optimizer.steps
-        tail = losses[-max(1, len(losses) // 10) :]
-        self.stable = all(map(math.isfinite, losses)) and sum(tail) / len(tail) <= losses[0]
 
 
 def _growing(queries: int) -> "tuple[QuerySchedule, int]":
@@ -175,7 +173,7 @@ def _run(
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     named, forward = {"lora": _lora, "tt": _trains, "head": _head}[kind](run, start)
     optimizer = AdaZeta(named, lr=lr, eps=1e-3, queries=schedule, steps_per_epoch=per, seed=run.number("z"), clip=clip)
-    generator, losses, asked = run.generator("batches"), list[float](), 0
+    generator, asked, loss = run.generator("batches"), 0, 0.0
     with torch.no_grad():
         first = float(cross_entropy(forward(x), y))
     with warnings.catch_warnings():
@@ -185,14 +183,15 @@ def _run(
             rows = torch.randint(len(x), (BATCH,), generator=generator)
             inputs, labels = x[rows], y[rows]
             try:
-                losses.append(float(optimizer.step(lambda x=inputs, y=labels: cross_entropy(forward(x), y))))
+                loss = float(optimizer.step(lambda x=inputs, y=labels: cross_entropy(forward(x), y)))
             except ProbatumError:  # twenty losses in a row that are not finite
-                losses.append(math.inf)
-            if not losses[-1] <= 10 * max(first, 1.0):
-                losses[-1] = math.inf
+                loss = math.inf
+            if not loss <= 10 * max(first, 1.0):
+                loss = math.inf
                 break
-    losses.insert(0, first)
-    return _Result(forward, optimizer, losses, sum(t.numel() for _, t in named))
+    with torch.no_grad():
+        last = float(cross_entropy(forward(x), y))
+    return _Result(forward, optimizer, math.isfinite(loss) and last <= 1.1 * first, sum(t.numel() for _, t in named))
 
 
 Tuned = tuple[list[tuple[str, "nn.Parameter"]], Callable[["Tensor"], "Tensor"]]
@@ -262,7 +261,7 @@ def _start(run: Run, angle: float, k: int) -> "tuple[ShiftedDigits, nn.Sequentia
     from probatum.data.digits import shifted_digits
 
     data = shifted_digits(angle, k, run.seed)
-    return data, pretrain(data.source_x, data.source_y, run.generator("pretrain"), 100 if run.smoke else 1500)
+    return data, pretrain(data.source_x, data.source_y, run.generator("pretrain"), 0 if run.smoke else 1500)
 
 
 def _features(start: "nn.Sequential") -> Callable[[Any], Any]:

@@ -30,8 +30,8 @@ def finetune(
     template: Annotated[str, typer.Option(help="With --words: what stands before the word.")] = "{text} It was",
     hold_out: Annotated[float, typer.Option(help="Share of the texts kept for measuring.")] = 0.2,
     save: Annotated[
-        str, typer.Option(help="model (a checkpoint), or log: seed and two numbers a step, for methods that leave one.")
-    ] = "model",
+        str | None, typer.Option(help="model (a checkpoint), or log (seed and two numbers a step), where the method has both.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="A summary as one JSON document on standard output.")] = False,
 ) -> None:

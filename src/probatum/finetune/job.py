@@ -40,7 +40,7 @@ class Job:
         lr, eps: None takes the method's.
         words, template: of a language model that answers with words; see `TextClassifier`.
         hold_out: share of the texts, class by class, that is kept for measuring.
-        save: "model" or "log".
+        save: "model" or "log"; None takes the method's usual form.
     """
 
     model: str
@@ -54,7 +54,7 @@ class Job:
     words: Mapping[str, str] | None = None
     template: str = "{text} It was"
     hold_out: float = 0.2
-    save: str = "model"
+    save: str | None = None
 
     def check(self) -> None:
         """Raises ProbatumError for what cannot be meant."""
@@ -69,8 +69,14 @@ class Job:
                 raise ProbatumError(f"{name} must be above 0 and finite, got {value!r}")
         if not 0 < self.hold_out < 1:
             raise ProbatumError(f"hold_out must lie between 0 and 1, got {self.hold_out!r}")
-        if self.save not in ("model", "log"):
-            raise ProbatumError(f"save must be model or log, got {self.save!r}")
+        forms = method_named(self.method).forms
+        if self.save is not None and self.save not in forms:
+            raise ProbatumError(f"save must be {' or '.join(forms)} for method {self.method}, got {self.save!r}")
+
+    @property
+    def form(self) -> str:
+        """What is saved."""
+        return self.save or method_named(self.method).forms[0]
 
 
 @dataclass
@@ -131,9 +137,7 @@ def run(
         started = {name: value.clone() for name, value in network.named_parameters() if name in network.new_head}
         before = _accuracy(network, held)
         method = method_named(job.method)
-        tuner = method.tuner(network, Setting(job.lr, job.eps, job.steps, job.seed, network.new_head))
-        if job.save == "log" and not tuner.log:
-            raise ProbatumError(f"method {job.method} leaves no log: save must be model")
+        tuner = method.tuner(network, _setting(job, network, train))
         outcome = Outcome(before, before, len(held), len(train), tuner.tuned, 0.0, 0, network.classes)
         _train(job, tuner, network, train, place / PROGRESS, outcome, watch or Watch(), every)
         with torch.no_grad():
@@ -160,6 +164,16 @@ def _split(texts: Sequence[Labelled], job: Job) -> tuple[list[Labelled], list[La
 def _accuracy(network: TextClassifier, rows: Sequence[Labelled]) -> float:
     right = network.predict([row.text for row in rows]) == torch.tensor([network.classes.index(row.label) for row in rows])
     return float(right.double().mean())
+
+
+def _setting(job: Job, network: TextClassifier, train: Sequence[Labelled]) -> Setting:
+    """With 32 of the training texts, for methods that choose weights by their gradient."""
+    some = [(row.text, network.classes.index(row.label)) for row in _batch(train, job, 0)[:32]]
+
+    def loss(model: Any, sample: tuple[str, int]) -> Tensor:
+        return cross_entropy(model(model.batch([sample[0]])).float(), torch.tensor([sample[1]], device=next(model.parameters()).device))
+
+    return Setting(job.lr, job.eps, job.steps, job.seed, network.new_head, some, loss)
 
 
 def _batch(train: Sequence[Labelled], job: Job, step: int) -> list[Labelled]:
@@ -192,7 +206,7 @@ def _train(
             labels = torch.tensor([network.classes.index(row.label) for row in rows], device=next(network.parameters()).device)
             tuner.scale_lr(min((step + 1) / warm, (job.steps - step) / max(1, job.steps - warm)))
             loss = float(tuner.step(lambda tokens=tokens, labels=labels: cross_entropy(network(tokens).float(), labels)))  # type: ignore[misc]
-            if loss != loss and not tuner.log:
+            if loss != loss and not hasattr(tuner.optimizer, "log"):  # a step by losses alone is skipped and told by itself
                 raise ProbatumError(f"step {step}: the loss is not a number; nothing was saved since the last step that was, take a smaller lr")
             outcome.losses.append(loss)
             watch.step(step, loss)
@@ -208,7 +222,7 @@ def _train(
 
 def _keep(unfinished: Path, tuner: Tuner, outcome: Outcome) -> None:
     """What a resumed run needs: the optimizer's state and the tuned weights."""
-    weights = {name: value.detach() for name, value in tuner.model.named_parameters() if value.requires_grad}
+    weights = {name: value.detach() for name, value in tuner.weights().items()}
     state = {"optimizer": tuner.optimizer.state_dict(), "weights": weights, "outcome": asdict(outcome), "random": torch.get_rng_state()}
 
     def write(path: str) -> None:
@@ -245,7 +259,7 @@ def _save(job: Job, tuner: Tuner, network: TextClassifier, place: Path, started:
 
     with tempfile.TemporaryDirectory(dir=place, prefix=".saving-") as folder:
         made = Path(folder)
-        if job.save == "log":
+        if job.form == "log":
             tuner.optimizer.log.save(made / LOG)
             if started:
                 save_file(started, made / HEAD)
@@ -287,7 +301,7 @@ def open_finetuned(folder: str | os.PathLike[str]) -> TextClassifier:
         raise ProbatumError(f"{place} holds no finished fine-tuning ({SUMMARY} is missing)") from None
     except (ValueError, KeyError) as error:
         raise ProbatumError(f"{place / SUMMARY} is damaged: {error}") from None
-    log = job["save"] == "log"
+    log = (place / LOG).exists()
     network = TextClassifier(
         job["model"] if log else place, outcome["classes"], words=job["words"], template=job["template"], length=job["length"]
     )
@@ -301,9 +315,8 @@ def open_finetuned(folder: str | os.PathLike[str]) -> TextClassifier:
             with torch.no_grad():
                 for name, value in load_file(place / HEAD).items():
                     parameters[name].copy_(value)
-        tuner = method_named(job["method"]).tuner(
-            network, Setting(job["lr"], job["eps"], job["steps"], job["seed"], network.new_head)
-        )
+        setting = Setting(job["lr"], job["eps"], job["steps"], job["seed"], network.new_head)
+        tuner = method_named(job["method"]).tuner(network, setting)
         replay(tuner.model, place / LOG)
         if tuner.finish is not None:
             tuner.finish()

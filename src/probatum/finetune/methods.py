@@ -27,6 +27,9 @@ class Setting:
     seed: int = 0
     head: Sequence[str] = ()
     """Patterns of parameter names that are tuned besides what the method tunes: a new head."""
+    samples: Sequence[Any] = ()
+    """What `loss` takes, a text each: methods that choose weights by their gradient (senszoq) look at these first."""
+    loss: "Callable[[nn.Module, Any], Tensor] | None" = None
 
 
 @dataclass
@@ -39,23 +42,30 @@ class Tuner:
     model: "nn.Module"
     optimizer: Any
     step: "Callable[[Callable[[], Tensor]], Any]"
-    log: bool = False
-    """Whether `optimizer.log` rebuilds the run from the starting weights."""
-    finish: "Callable[[], nn.Module] | None" = None
+    finish: "Callable[[], object] | None" = None
     """Makes the plain model again that can be saved (factors merged); None: it is that already."""
+    held: Callable[[], bool] | None = None
+    """Whether the rate must stay as it is for now (in the middle of a cycle)."""
     _base: list[float] = field(default_factory=list)
 
     def scale_lr(self, factor: float) -> None:
         """Set every group to `factor` times the rate that it started with."""
+        if self.held and self.held():
+            return
         groups = self.optimizer.param_groups
         self._base = self._base or [group["lr"] for group in groups]
         for group, lr in zip(groups, self._base, strict=True):
             group["lr"] = lr * factor
 
+    def weights(self) -> "dict[str, Tensor]":
+        """What is tuned, by name."""
+        tuned = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.model.named_parameters() if id(p) in tuned}
+
     @property
     def tuned(self) -> int:
         """How many numbers are tuned."""
-        return sum(p.numel() for p in {id(p): p for group in self.optimizer.param_groups for p in group["params"]}.values())
+        return sum(p.numel() for p in self.weights().values())
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Method:
     Attributes:
         forwards: what a step costs, in forward passes of a batch (a backward pass counts as two).
         grid: three learning rates for small encoders, the middle one the default; for a model of a billion weights take a tenth.
+        forms: what can be kept of a run, the usual first: "model" (a checkpoint) or "log" (what rebuilds it from the base).
     """
 
     name: str
@@ -73,6 +84,7 @@ class Method:
     forwards: float
     grid: tuple[float, float, float]
     prepare: "Callable[[nn.Module, Setting, float], Tuner]"
+    forms: tuple[str, ...] = ("model",)
 
     def tuner(self, model: "nn.Module", setting: Setting) -> Tuner:
         """Prepare a model (in place) and its optimizer."""
@@ -150,7 +162,7 @@ def _mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     from probatum.zeroth import MeZO
 
     optimizer = MeZO(model.named_parameters(), lr=lr, eps=setting.eps or 1e-3, seed=setting.seed, model=model)
-    return Tuner(model, optimizer, optimizer.step, log=True)
+    return Tuner(model, optimizer, optimizer.step)
 
 
 def _mezo_lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
@@ -158,18 +170,70 @@ def _mezo_lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
 
     merged = _with_lora(model, setting)
     optimizer = MeZO(model.named_parameters(), lr=lr, eps=setting.eps or 1e-2, seed=setting.seed, exclude=(), model=model)
-    return Tuner(model, optimizer, optimizer.step, log=True, finish=merged)
+    return Tuner(model, optimizer, optimizer.step, finish=merged)
 
+
+def _sparse_mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    from probatum.zeroth import SparseMeZO
+
+    optimizer = SparseMeZO(model.named_parameters(), lr, 0.75, setting.eps or 1e-3, seed=setting.seed, model=model)
+    return Tuner(model, optimizer, optimizer.step)
+
+
+def _senszoq(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    """The weights are those with the largest squared gradient on the samples that are given, which are texts of the task."""
+    from probatum.zeroth import SensZOQ, choose, merge_adapter, sensitivity, split
+
+    if setting.loss is None or not setting.samples:
+        raise ProbatumError("senszoq chooses weights by their gradient: samples and loss must be given")
+    scores = sensitivity(model, setting.samples, setting.loss, exclude=("*norm*", "*Norm*", "*embed*", "*lm_head*", *setting.head))
+    fraction = max(1e-3, 1 / min(score.numel() for score in scores.values()))  # one weight of the smallest matrix at least
+    split(model, choose(scores, fraction), also=setting.head)
+    optimizer = SensZOQ(model.named_parameters(), lr, setting.eps or 1e-2, seed=setting.seed)
+    return Tuner(model, optimizer, optimizer.step, finish=lambda: merge_adapter(model))
+
+
+def _adazeta(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    from probatum.zeroth import AdaZeta, QuerySchedule, add_adapters
+
+    add_adapters(model, also=setting.head)
+    optimizer = AdaZeta(
+        model.named_parameters(), lr, setting.eps or 1e-3, QuerySchedule.power(end=QUERIES, epochs=EPOCHS, most=QUERIES),
+        steps_per_epoch=max(1, setting.steps // EPOCHS), seed=setting.seed, exclude=(),
+    )  # fmt: skip
+    return Tuner(model, optimizer, optimizer.step)
+
+
+def _hift(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    import torch
+
+    from probatum.finetune.hift import HiFT
+
+    optimizer = HiFT(model, torch.optim.AdamW(_trainable(model), lr=lr))
+    tuner = _first_order(model, optimizer)
+    tuner.finish, tuner.held = optimizer.release, lambda: optimizer.steps % optimizer.cycle != 0
+    return tuner
+
+
+QUERIES, EPOCHS = 4, 10  # of adazeta's schedule here; the paper's ends at 20 and is cut at 15, over 160 epochs
+BOTH = ("model", "log")
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("adamw", "backpropagation through all weights", None, 3, (2e-5, 1e-4, 5e-4), _adamw),
         Method("lora", "backpropagation, rank-8 factors on query and value, and the head", None, 3, (3e-4, 1e-3, 3e-3), _lora),
-        Method("mezo", "two forward passes a step, all weights but embeddings", "mezo", 2, (1e-4, 3e-4, 1e-3), _mezo),
-        Method("mezo_lora", "two forward passes a step, the same factors and the head", "mezo", 2, (3e-3, 1e-2, 3e-2), _mezo_lora),
+        Method("hift", "backpropagation through all weights, one layer a step", "hift", 2, (4e-5, 2e-4, 1e-3), _hift),
+        Method("mezo", "two forward passes a step, all weights but embeddings", "mezo", 2, (1e-4, 3e-4, 1e-3), _mezo, BOTH),
+        Method("mezo_lora", "two forward passes a step, the same factors and the head", "mezo", 2, (3e-3, 1e-2, 3e-2), _mezo_lora, BOTH),
+        Method("sparse_mezo", "two forward passes a step, the smallest quarter of each matrix", "sparse_mezo", 2, (3e-4, 1e-3, 3e-3),
+               _sparse_mezo, BOTH),
+        Method("senszoq", "two forward passes a step, the 0.1 % of largest gradient, the rest in 4 bits", "senszoq", 2, (1e-2, 3e-2, 1e-1),
+               _senszoq),
+        Method("adazeta", "one to four pairs of forward passes a step, tensor-train adapters", "adazeta", 3.8, (1e-3, 3e-3, 1e-2), _adazeta,
+               ("log",)),
     )
-}
+}  # fmt: skip
 
 
 def method_named(name: str, of: Iterable[str] = METHODS) -> Method:

@@ -206,7 +206,7 @@ def _trained(arm: str, run: ComparisonRun, start: _Start, texts: _Texts) -> Resu
     from probatum.evidence.process import peak_memory, reset_peak_memory
     grid, best = METHODS[arm].grid[: 1 if run.smoke else None], None
     for number, lr in enumerate(grid):
-        tuner = _tuner(run, arm, start, lr)
+        tuner = _tuner(run, arm, start, texts, lr)
         if number == 0 and run.seed == 0:
             _gain(run, arm, tuner, start, texts)
         reset_peak_memory()
@@ -220,15 +220,21 @@ def _trained(arm: str, run: ComparisonRun, start: _Start, texts: _Texts) -> Resu
     return best[1]
 
 
-def _tuner(run: ComparisonRun, arm: str, start: _Start, lr: float) -> "Tuner":
-    """The classifier as it starts, prepared for a method."""
+def _tuner(run: ComparisonRun, arm: str, start: _Start, texts: _Texts, lr: float) -> "Tuner":
+    """The classifier as it starts, prepared for a method; what chooses weights by their gradient sees a batch of the labelled texts."""
+    from torch.nn.functional import cross_entropy
+
     from probatum.claims.baselines import label_head
     from probatum.finetune.methods import Setting
 
     method = METHODS[arm]
     model = _classifier(start.open(), label_head(start.sentences))
-    steps = _steps(run, arm)
-    return method.tuner(model, Setting(lr, None, steps, run.number("z"), ("head.weight",)))
+    _, inputs, labels = next(_batches(run, start, texts, 1))
+    samples = [({name: value[i : i + 1] for name, value in inputs.items()}, labels[i : i + 1]) for i in range(len(labels))]
+    setting = Setting(
+        lr, None, _steps(run, arm), run.number("z"), ("head.weight",), samples, lambda net, sample: cross_entropy(net(sample[0]), sample[1])
+    )
+    return method.tuner(model, setting)
 
 
 def _steps(run: ComparisonRun, arm: str) -> int:
@@ -239,7 +245,7 @@ def _gain(run: ComparisonRun, arm: str, tuner: "Tuner", start: _Start, texts: _T
     """The gain a query of the start, on one batch; nothing where the trace of the Hessian is lost in its noise."""
     from torch.nn.functional import cross_entropy
 
-    if not tuner.log:
+    if not hasattr(tuner.optimizer, "probe"):
         return
     from probatum.zeroth.meter import gain
 

@@ -1,4 +1,4 @@
-"""What several claims and comparisons compare against: linear probe, zero-shot head, LoRA; and small networks they start from.
+"""What several claims and comparisons compare against: linear probe, zero-shot head, AdamW, LoRA; and small networks they start from.
 
 Everything is imported inside the functions, so that listing claims loads nothing heavy.
 """
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["best_on", "digit_net", "label_head", "linear_probe", "lora", "pretrain"]
+__all__ = ["adamw", "best_on", "digit_net", "label_head", "linear_probe", "lora", "pretrain"]
 
 
 def best_on(grid: Sequence[Any], fit: Callable[[Any], Any], score: Callable[[Any], float]) -> tuple[Any, Any]:
@@ -37,6 +37,24 @@ def label_head(sentences: "Tensor", scale: float = 20.0) -> "nn.Linear":
     head = torch.nn.Linear(sentences.shape[1], sentences.shape[0], bias=False)
     head.weight.data.copy_(scale * sentences)
     return head
+
+
+def adamw(
+    parameters: Sequence["Tensor"], loss: Callable[[], "Tensor"], steps: int, lr: float, weight_decay: float = 0.0
+) -> None:
+    """AdamW on `loss` (drawn anew at each call), linear warm-up over a tenth and linear decay to 0."""
+    import torch
+
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        schedule.step()
 
 
 def lora(model: "nn.Module", rank: int = 8, alpha: int = 16) -> "nn.Module":

@@ -6,15 +6,14 @@ import torch
 
 from probatum import ProbatumError
 from probatum.metrics.fidelity import fidelity
-from probatum.superres import CFSR, weights
-from probatum.superres.cfsr import MASKS, EdgeConv
+from probatum.superres import weights
+from probatum.superres.cfsr import CFSR, MASKS, EdgeConv
 from probatum.superres.degradation import crop_to_multiple, degrade
 from probatum.superres.fitting import enlarge
 from probatum.superres.parts import DIV2K_MEAN, LayerNorm2d, multiply_adds
 from probatum.superres.tiling import tiled
 
 SMALL = {"scale": 2, "width": 8, "depths": (2, 1), "kernel": 5}
-CONTRACT = {"CFSR": lambda: (CFSR(**SMALL), torch.rand(1, 3, 6, 5))}
 
 
 def count(net):

@@ -17,6 +17,7 @@ from probatum.errors import ProbatumError
 __all__ = [
     "DIV2K_MEAN",
     "Head",
+    "LayerNorm2d",
     "MeanShift",
     "SRModel",
     "bicubic",
@@ -100,6 +101,19 @@ class MeanShift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shifter(x)
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of each pixel of (N, C, H, W); biased variance, affine, eps 1e-6."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch's kernel normalises the last axis: on channels-last memory the permutations copy nothing
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
 
 
 class Head(nn.Module):

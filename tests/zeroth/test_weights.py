@@ -173,3 +173,10 @@ def test_diverged_weights_are_told():
 def test_limit_of_kept_values(monkeypatch):
     monkeypatch.setattr(module, "KEEP", 10)
     assert not Weights("a", [torch.zeros(11)], Noise(0), 1e-3, "off").kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_share_of_lost_updates_in_any_precision(dtype):
+    """Far below the last bit of a weight nothing moves, far above it everything does."""
+    weights = Weights(["w"], [torch.ones(64, dtype=dtype)], Noise(0, "gaussian"), 1e-3, "off")
+    assert weights.lost([torch.finfo(dtype).eps / 1e4]) > 0.99 and weights.lost([torch.finfo(dtype).eps * 1e4]) < 0.01

@@ -207,6 +207,9 @@ def replay(
     head, wanted = log.head, len(log) if steps is None else steps
     if not 0 <= wanted <= len(log):
         raise ProbatumError(f"steps must be from 0 to {len(log)}, what the log has, got {steps}")
+    widths = {len(head["seeds"]), len(head["queries"]), *map(len, log.slopes)}
+    if len(widths) > 1:
+        raise ProbatumError(f"the log is broken: seeds, directions and slopes of a step must be equally many, got {sorted(widths)}")
     if head["block"] != BLOCK:
         raise ProbatumError(
             f"the log was drawn in blocks of {head['block']}, this version draws {BLOCK}: its noise cannot be repeated"

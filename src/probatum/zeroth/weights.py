@@ -183,7 +183,7 @@ class Weights:
             if self.exact == "lattice":
                 half = self.steps[i] / 2
             else:
-                size = tensor.detach().norm(dtype=_working(tensor)).item() / math.sqrt(max(1, tensor.numel()))
+                size = torch.linalg.vector_norm(tensor.detach(), dtype=_working(tensor)).item() / math.sqrt(max(1, tensor.numel()))
                 half = torch.finfo(tensor.dtype).eps * 2.0 ** math.floor(math.log2(size)) / 2 if size > 0 else 0.0
             u = abs(updates[i])
             share = (

@@ -160,6 +160,7 @@ class CFSR(nn.Module):
     """
 
     multiple = 1
+    mean: Tensor
 
     def __init__(
         self, scale: int = 4, *, width: int = 48, depths: Sequence[int] = (6, 6), kernel: int = 9, ratio: float = 2.0,
@@ -197,7 +198,7 @@ class CFSR(nn.Module):
         """x (N, 3, H, W) -> (N, 3, scale H, scale W)."""
         check_image(x)
         scale = pick_scale(self.scales, scale)
-        mean = self.mean.to(x.dtype)  # type: ignore[operator]
+        mean = self.mean.to(x.dtype)
         first = self.conv_first(x - mean)
         y = first
         for layer in self.layers:
@@ -226,7 +227,7 @@ def looks_like(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
     large = state.get("layers.0.blocks.0.attn.a.2.lkb_reparam.weight")
     if large is None or "upsample.0.weight" not in state:
         return None
-    depths = []
+    depths: list[int] = []
     while any(name.startswith(f"layers.{len(depths)}.blocks.") for name in state):
         start = f"layers.{len(depths)}.blocks."
         depths.append(1 + max(int(name.removeprefix(start).partition(".")[0]) for name in state if name.startswith(start)))

@@ -114,13 +114,16 @@ def _adamw(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
 
 def _with_lora(model: "nn.Module", setting: Setting) -> "Callable[[], nn.Module]":
     """Rank-8 factors inside the model, where it stands; everything else but the head frozen. Gives what takes them out again, merged."""
+    import warnings
+
     import torch
     from peft import LoraConfig, get_peft_model
 
     from probatum.nn.select import select
 
     owner, name, inner = _language_model(model)
-    with torch.random.fork_rng(devices=()):
+    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's, about a name in transformers
         torch.manual_seed(setting.seed)
         try:
             wrapped = get_peft_model(inner, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 BATCH, LENGTH = 16, 64
-FORWARDS = {"smoke": 6, "quick": 90, "full": 6000}  # forward passes of one batch a run; a backward counts as two
+FORWARDS = {"smoke": 6, "quick": 60, "full": 6000}  # forward passes of one batch a run; a backward counts as two
 PROMPTS = {"positive": "it was great .", "negative": "it was terrible ."}
 
 STRENGTHS = (0.1, 1.0, 10.0)  # of the linear probe

@@ -13,7 +13,7 @@ INSTALL = $(PIP) install --quiet $(PIP_ARGS) -c constraints.txt
 .PHONY: demo test lint bench docs records clean
 
 demo: $(VENV)/.user
-	-$(BIN)/probatum check generalized_convolution:text carn:quality mezo:memory -j 2
+	-$(BIN)/probatum check generalized_convolution:text carn:quality mezo:memory -j 3
 	$(BIN)/probatum report --out site/report
 
 test: $(VENV)/.dev

@@ -103,9 +103,20 @@ def table(what: str, names: list[str], lengths: list[int]) -> None:
             print(f"  L = {length:<6} {name:<18} {unit}   {peak / 2**20:8.1f} MiB   {of}", flush=True)
 
 
-if __name__ == "__main__":
+def main() -> None:
     lengths = [1024, 4096, 16384]
     table("kernel", ["S4D", "plain formula", "S4-PTD"], lengths)
     table("forward", ["S4D", "plain formula", "S4-PTD", "S5-PTD", "GRU", "limit: FFTs alone"], lengths)
     table("training", ["S4D", "plain formula", "S4-PTD", "S5-PTD", "GRU"], lengths[:2])
     table("step", ["S4D", "S4-PTD", "S5-PTD", "GRU"], [1])
+
+
+if __name__ == "__main__":
+    # children call functions by module name, and this file is no package
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    import sequence
+
+    sequence.main()

@@ -35,7 +35,8 @@ from probatum.errors import ProbatumError, did_you_mean
 from probatum.nn.select import select
 from probatum.zeroth.estimate import loss_value
 from probatum.zeroth.functions import Function, rge
-from probatum.zeroth.noise import LOW, Noise, mix
+from probatum.zeroth.masks import SUBSET, subset
+from probatum.zeroth.noise import Noise
 from probatum.zeroth.perturb import Channel, copies, perturbed
 from probatum.zeroth.spread import Workers
 from probatum.zeroth.stages import Pass, Stages, frozen_statistics
@@ -133,7 +134,7 @@ class DeepZero:
         densities = _densities(masked, sparsity, ratios)
         self._kept = {**{name: tensor.numel() for name, tensor in self.named}, **_counts(masked, densities)}
         self.refresh, self.seed, self.steps, self.queries = refresh, seed, 0, 0
-        self._noise_key = mix(Noise(seed).seed)
+        self._noise = Noise(seed)
         self._epoch = -1
         self.coordinates: dict[str, Tensor] = {}
         self._stages: dict[tuple[bool, ...], Stages] = {}
@@ -220,9 +221,10 @@ class DeepZero:
 
     def coordinates_at(self, step: int) -> dict[str, Tensor]:
         """Tensor name -> sorted indices that a step asks for: a pure function of seed and step."""
-        sizes = [(tensor.numel(), self._kept[name]) for name, tensor in self.named]
-        drawn = random_coordinates(sizes, self._noise_key, step // self.refresh)
-        return {name: some for (name, _), some in zip(self.named, drawn, strict=True)}
+        draw = step // self.refresh
+        return {
+            name: subset(tensor.numel(), self._kept[name], self._noise.key(draw, SUBSET, i)) for i, (name, tensor) in enumerate(self.named)
+        }
 
     def _draw(self) -> None:
         if self.steps // self.refresh != self._epoch:
@@ -436,18 +438,6 @@ class DeepZero:
                     f"mu={self.mu:g}: the perturbation is lost in {str(tensor.dtype).removeprefix('torch.')} for {name}: {int(still.sum())} of "
                     f"{len(still)} losses do not change; take mu >= {least:.1g}"
                 )
-
-
-def random_coordinates(sizes: Iterable[tuple[int, int]], key: int, epoch: int) -> list[Tensor]:
-    """Of each tensor (entries, kept): sorted indices drawn without replacement; a pure function of key and epoch."""
-    drawn = []
-    for number, (entries, kept) in enumerate(sizes):
-        if kept == entries:
-            drawn.append(torch.arange(entries))
-            continue
-        generator = torch.Generator().manual_seed(mix(mix(key ^ epoch) ^ number) & LOW)
-        drawn.append(torch.randperm(entries, generator=generator)[:kept].sort().values)
-    return drawn
 
 
 def layer_ratios(

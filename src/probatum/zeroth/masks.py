@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from probatum.errors import ProbatumError
 from probatum.zeroth.noise import Noise, _hash_words
 
-__all__ = ["Bits", "Fixed", "Indices", "MaskRule", "Random", "Threshold", "flat", "rule_of", "thresholds"]
+__all__ = ["Bits", "Fixed", "Indices", "MaskRule", "Random", "Threshold", "flat", "rule_of", "subset", "thresholds"]
 
 CHUNK = 1 << 17  # values compared at once: what is written in between stays in the cache
 SUBSET = (1 << 32) + 1  # the query under which subsets are drawn: no direction of any step has it
@@ -84,7 +84,7 @@ class Indices:
             if isinstance(shares, Mapping) and name not in shares:
                 raise ProbatumError(f"shares lacks {name}: it has {', '.join(list(shares)[:3]) or 'nothing'}, one a tensor is needed")
             share = _share("shares", shares[name] if isinstance(shares, Mapping) else shares)
-            parts.append(_subset(tensor.numel(), _floor(share * tensor.numel()), noise.key(draw, SUBSET, i)))
+            parts.append(subset(tensor.numel(), _floor(share * tensor.numel()), noise.key(draw, SUBSET, i)))
         return cls(tuple(n for n, _ in pairs), tuple(tuple(t.shape) for _, t in pairs), tuple(parts))
 
     @classmethod
@@ -309,8 +309,8 @@ def _floor(x: float) -> int:
     return math.floor(round(x, 6))
 
 
-def _subset(n: int, k: int, key: int) -> Tensor:
-    """k of n positions: those whose hash is smallest. The hash is a bijection of 32-bit numbers, so none are equal."""
+def subset(n: int, k: int, key: int) -> Tensor:
+    """k of n positions, increasing, a pure function of the key: those whose hash is smallest. The hash is a bijection of 32-bit numbers, so none are equal."""
     if k >= n:
         return torch.arange(n)
     if k == 0:

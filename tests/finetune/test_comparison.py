@@ -41,17 +41,18 @@ def test_what_cannot_be_compared(own, tmp_path):
 
 
 def test_budgets_count_a_backward_as_two(own, monkeypatch):
+    from probatum.claims import baselines
     from probatum.claims.finetune import comparison
 
     calls = []
-    real = comparison._classifier
+    real = baselines.sentence_classifier
 
     def counting(encoder, head):
         model = real(encoder, head)
         model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
         return model
 
-    monkeypatch.setattr(comparison, "_classifier", counting)
+    monkeypatch.setattr(baselines, "sentence_classifier", counting)
     monkeypatch.setattr(comparison, "_gain", lambda *_: None)
     for arm, forwards, graded in (("adamw", 2, 2), ("mezo", 6, 0)):
         calls.clear()

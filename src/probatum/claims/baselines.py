@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["adamw", "best_on", "digit_net", "label_head", "linear_probe", "lora", "pretrain"]
+__all__ = ["adamw", "best_on", "digit_net", "label_head", "linear_probe", "lora", "pretrain", "sentence_classifier"]
 
 
 def best_on(grid: Sequence[Any], fit: Callable[[Any], Any], score: Callable[[Any], float]) -> tuple[Any, Any]:
@@ -55,6 +55,24 @@ def adamw(
         loss().backward()
         optimizer.step()
         schedule.step()
+
+
+def sentence_classifier(encoder: "nn.Module", head: "nn.Module") -> "nn.Module":
+    """tokens -> logits (B, C): the encoder's output, mean-pooled and normalised, under a linear head; in evaluation mode."""
+    import torch
+
+    from probatum.data.encoder import mean_pool
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.head = encoder, head
+
+        def forward(self, inputs: "dict[str, Tensor]") -> "Tensor":
+            hidden = self.encoder(**inputs).last_hidden_state
+            return self.head(torch.nn.functional.normalize(mean_pool(hidden, inputs["attention_mask"]), dim=-1))
+
+    return Classifier().eval()
 
 
 def lora(model: "nn.Module", rank: int = 8, alpha: int = 16) -> "nn.Module":

@@ -32,6 +32,7 @@ def finetune(
     save: Annotated[
         str | None, typer.Option(help="model (a checkpoint), or log (seed and two numbers a step), where the method has both.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps.")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands in the folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="A summary as one JSON document on standard output.")] = False,
 ) -> None:
@@ -51,7 +52,7 @@ def finetune(
     job.check()
     texts = read_labelled(data, text=text, label=label)
     with interruptible(), _screen(method, steps, json) as screen:
-        outcome = run(job, texts, out, overwrite=overwrite, watch=screen)
+        outcome = run(job, texts, out, overwrite=overwrite, watch=screen, device=device)
     if json:
         print_json({"method": method, "out": str(out), **vars(outcome)})
         return

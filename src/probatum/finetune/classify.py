@@ -8,6 +8,7 @@ which is a zero-shot start; only the last logits are computed.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from probatum.data.encoder import open_model
 from probatum.errors import ProbatumError
 
-__all__ = ["TextClassifier"]
+__all__ = ["TextClassifier", "a_row_a_class"]
 
 HEADS = ("classifier", "score")  # what transformers calls a new head
 
@@ -136,9 +137,7 @@ class TextClassifier(nn.Module):
         if len(set(y)) < len(self.classes):
             raise ProbatumError(f"the training texts must have all classes, {', '.join(self.classes)}; {len(set(y))} occur")
         fitted = LogisticRegression(C=strength, max_iter=2000).fit(x, y)
-        weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
-        if len(self.classes) == 2:  # scikit-learn gives one row for two classes
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        weight, bias = a_row_a_class(fitted)
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(bias)
@@ -149,6 +148,12 @@ class TextClassifier(nn.Module):
             if isinstance(module, nn.Linear) and module.out_features == len(self.classes) and f"{name}.weight" in self.new_head
         ]  # fmt: skip
         return found[-1] if found else None
+
+
+def a_row_a_class(fitted: Any) -> tuple[Tensor, Tensor]:
+    """Weight (C, H) and bias (C,) of a scikit-learn logistic regression, which has one row alone for two classes."""
+    weight, bias = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
+    return (weight, bias) if len(weight) > 1 else (torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2)
 
 
 def _pooled(x: Tensor, mask: Tensor | None) -> Tensor:

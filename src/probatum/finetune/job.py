@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from probatum.data.texts import Labelled
-from probatum.errors import ProbatumError
+from probatum.errors import NotHere, ProbatumError
 from probatum.finetune.classify import TextClassifier
 from probatum.finetune.methods import Setting, Tuner, method_named
 
@@ -111,7 +112,7 @@ class Watch:
 
 def run(
     job: Job, texts: Sequence[Labelled], out: str | os.PathLike[str], *, overwrite: bool = False, watch: Watch | None = None,
-    every: float = 20.0,
+    device: str = "cpu", every: float = 20.0,
 ) -> Outcome:  # fmt: skip
     """Tune and save, or go on where a killed run of the same job stopped.
 
@@ -120,6 +121,7 @@ def run(
         out: the folder; made where it is missing.
         overwrite: whether a finished or another job's folder may be replaced.
         watch: told of every step.
+        device: torch device that trains. A log drawn on CUDA replays on CUDA alone (Gaussian noise depends on the kind of device).
         every: seconds between two savings of what is unfinished.
     Raises:
         ProbatumError: bad settings; a folder that holds something else; another run in the folder; a loss that is not finite.
@@ -132,7 +134,7 @@ def run(
         if finished is not None:
             return finished
         classes = sorted({row.label for row in texts})
-        network = TextClassifier(job.model, classes, words=job.words, template=job.template, length=job.length)
+        network = TextClassifier(job.model, classes, words=job.words, template=job.template, length=job.length).to(_device(device))
         network.fit_head([row.text for row in train], [network.classes.index(row.label) for row in train])
         started = {name: value.clone() for name, value in network.named_parameters() if name in network.new_head}
         before = _accuracy(network, held)
@@ -144,6 +146,15 @@ def run(
             outcome.after = _accuracy(network, held)
         _save(job, tuner, network, place, started, {"job": wanted, "outcome": asdict(outcome)})
         return outcome
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise NotHere(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
 
 
 def _split(texts: Sequence[Labelled], job: Job) -> tuple[list[Labelled], list[Labelled]]:
@@ -179,10 +190,14 @@ def _setting(job: Job, network: TextClassifier, train: Sequence[Labelled]) -> Se
 def _batch(train: Sequence[Labelled], job: Job, step: int) -> list[Labelled]:
     """The texts of a step: each once an epoch, in an order that depends on seed and epoch alone, so that a run resumes anywhere."""
     size = min(job.batch, len(train))
-    per_epoch = len(train) // size
-    epoch, at = divmod(step, per_epoch)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed((job.seed << 20) + epoch)).tolist()
-    return [train[i] for i in order[at * size : (at + 1) * size]]
+    epoch, at = divmod(step, len(train) // size)
+    return [train[i] for i in _order(len(train), (job.seed << 20) + epoch)[at * size : (at + 1) * size]]
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int) -> list[int]:
+    """The order of an epoch, drawn once."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _train(

@@ -150,24 +150,6 @@ class _Start:
         )
 
 
-def _classifier(encoder: "nn.Module", head: "nn.Module") -> "nn.Module":
-    """Mean-pooled, normalised output of the encoder, and a linear head."""
-    import torch
-
-    from probatum.data.encoder import mean_pool
-
-    class Classifier(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.head = encoder, head
-
-        def forward(self, inputs: dict[str, Any]) -> "Tensor":
-            hidden = self.encoder(**inputs).last_hidden_state
-            return self.head(torch.nn.functional.normalize(mean_pool(hidden, inputs["attention_mask"]), dim=-1))
-
-    return Classifier().eval()
-
-
 def _answers(texts: _Texts, rows: "list[Labelled]", predicted: Sequence[int]) -> list[bool]:
     return [texts.classes[int(p)] == row.label for p, row in zip(predicted, rows, strict=True)]
 
@@ -224,11 +206,11 @@ def _tuner(run: ComparisonRun, arm: str, start: _Start, texts: _Texts, lr: float
     """The classifier as it starts, prepared for a method; what chooses weights by their gradient sees a batch of the labelled texts."""
     from torch.nn.functional import cross_entropy
 
-    from probatum.claims.baselines import label_head
+    from probatum.claims.baselines import label_head, sentence_classifier
     from probatum.finetune.methods import Setting
 
     method = METHODS[arm]
-    model = _classifier(start.open(), label_head(start.sentences))
+    model = sentence_classifier(start.open(), label_head(start.sentences))
     _, inputs, labels = next(_batches(run, start, texts, 1))
     samples = [({name: value[i : i + 1] for name, value in inputs.items()}, labels[i : i + 1]) for i in range(len(labels))]
     setting = Setting(

@@ -73,11 +73,10 @@ class Bench:
         import torch
 
         from probatum.claims.baselines import linear_probe
+        from probatum.finetune.classify import a_row_a_class
 
         probe = linear_probe(self.features([text for text, _ in texts]).numpy(), [label for _, label in texts], strength)  # type: ignore[arg-type]
-        weight, bias = torch.from_numpy(probe.coef_).float(), torch.from_numpy(probe.intercept_).float()
-        if len(weight) == 1:  # two classes: one row is the difference of both
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        weight, bias = (part.float() for part in a_row_a_class(probe))
         head = torch.nn.Linear(weight.shape[1], len(weight))
         head.load_state_dict({"weight": weight, "bias": bias})
         self.model.head = head.requires_grad_(False)
@@ -92,10 +91,8 @@ class Bench:
 
 def bench(task: str, *, length: int = 48) -> Bench:
     """The encoder with the head of a task of TASKS; texts are cut at `length` tokens."""
-    import torch
-
-    from probatum.claims.baselines import label_head
-    from probatum.data.encoder import encode, load_encoder, mean_pool
+    from probatum.claims.baselines import label_head, sentence_classifier
+    from probatum.data.encoder import encode, load_encoder
     from probatum.data.texts import sentiments
 
     encoder, tokenizer = load_encoder()
@@ -103,15 +100,6 @@ def bench(task: str, *, length: int = 48) -> Bench:
     head = label_head(encode(encoder, tokenizer, [sentence for sentence, _ in classes.values()]))
     head.requires_grad_(False)
 
-    class Classifier(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder, self.head = encoder, head
-
-        def forward(self, inputs: "dict[str, Tensor]") -> "Tensor":
-            hidden = self.encoder(**inputs).last_hidden_state
-            return self.head(torch.nn.functional.normalize(mean_pool(hidden, inputs["attention_mask"]), dim=-1))
-
     of = {label: c for c, (_, labels) in enumerate(classes.values()) for label in labels}
     texts = [(row.text, of[row.label]) for row in sentiments() if row.label in of]
-    return Bench(Classifier().eval(), tokenizer, list(classes), texts, length)
+    return Bench(sentence_classifier(encoder, head), tokenizer, list(classes), texts, length)

@@ -22,7 +22,7 @@ def own(tmp_path_factory):
     config = BertConfig(
         vocab_size=len(words),
         hidden_size=12,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=12,
         max_position_embeddings=64,

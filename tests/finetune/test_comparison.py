@@ -25,7 +25,7 @@ def test_every_arm_answers_the_same_test_texts(own):
         assert {metric.name for metric in found.metrics} - {"gain"} <= set(row), name
         assert row["memory"].value > 1e7
     assert rows["zero-shot"]["tuned"].value == 0 and rows["linear probe"]["tuned"].value == 36
-    assert rows["lora"]["tuned"].value == rows["mezo_lora"]["tuned"].value == 2 * 8 * 24 + 36
+    assert rows["lora"]["tuned"].value == rows["mezo_lora"]["tuned"].value == 2 * 2 * 8 * 24 + 36  # two layers, query and value
     assert rows["mezo"]["tuned"].value < rows["adamw"]["tuned"].value
 
 

@@ -9,7 +9,7 @@ import torch
 from probatum import ProbatumError
 from probatum.data.texts import read_labelled
 from probatum.finetune.classify import TextClassifier
-from probatum.finetune.job import Job, Watch, open_finetuned, run
+from probatum.finetune.job import Job, Watch, _split, open_finetuned, run
 from probatum.finetune.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -43,14 +43,19 @@ def logits(network, texts):
         return network(network.batch([row.text for row in texts]))
 
 
+def accuracy(network, job, texts):
+    """On what this job holds out."""
+    held = _split(texts, job)[1]
+    return (network.predict([row.text for row in held]) == torch.tensor([network.classes.index(row.label) for row in held])).double().mean()
+
+
 @pytest.mark.parametrize("method", SAVED)
 def test_what_is_saved_answers_as_what_was_trained(own, job, texts, tmp_path, method):
     job = dataclasses.replace(job, method=method)
     outcome = run(job, texts, tmp_path)
     assert len(outcome.losses) == 8 and outcome.held_out == 12 and outcome.trained_on == 48 and outcome.tuned > 0
     again = open_finetuned(tmp_path)
-    right = (again.predict([row.text for row in texts]) == torch.tensor([again.classes.index(row.label) for row in texts])).float()
-    assert 0 <= right.mean() <= 1
+    assert accuracy(again, job, texts) == outcome.after
     from transformers import AutoModelForSequenceClassification
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()  # what any user of transformers does
@@ -71,7 +76,9 @@ def test_interrupted_and_resumed_equals_unbroken(job, texts, tmp_path, method):
     outcome = run(job, texts, tmp_path / "broken")
     assert len(outcome.losses) == 8
     one, other = open_finetuned(tmp_path / "whole"), open_finetuned(tmp_path / "broken")
-    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
+    # what a frozen prefix keeps of a text depends on its first company, in the last bit
+    same = torch.equal if method != "mezo_last" else lambda p, q: torch.allclose(p, q, atol=1e-5)
+    assert all(same(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("method", LOGGED)
@@ -101,7 +108,7 @@ def test_a_new_head_starts_as_logistic_regression(own, texts):
     assert torch.allclose(kept.model.classifier.weight[0], -kept.model.classifier.weight[1])  # one row of scikit-learn, shared out
 
 
-@pytest.mark.parametrize("method", ["adamw", "mezo", "mezo_lora"])
+@pytest.mark.parametrize("method", ["adamw", "mezo", "mezo_last", "mezo_lora"])
 def test_a_language_model_answers_with_words(own, texts, tmp_path, method):
     words = {"colour 0": "red", "colour 1": "green", "colour 2": "blue"}
     job = Job(str(own / "decoder"), method, steps=4, batch=8, length=16, words=words, template="{text} thing")
@@ -177,8 +184,8 @@ def test_a_folder_in_use_a_damaged_state_and_other_settings(job, texts, tmp_path
 
 def test_a_checkpoint_with_a_head_of_other_classes(job, texts, tmp_path):
     run(job, texts, tmp_path / "tuned")
-    again = run(dataclasses.replace(job, model=str(tmp_path / "tuned"), seed=2), texts, tmp_path / "again")  # its head is kept
-    assert again.before >= 0
+    again = dataclasses.replace(job, model=str(tmp_path / "tuned"), seed=2)
+    assert run(again, texts, tmp_path / "again").before == accuracy(open_finetuned(tmp_path / "tuned"), again, texts)  # its head is kept
     other = [type(row)(row.text, row.label.replace("colour", "hue")) for row in texts]
     with pytest.raises(ProbatumError, match=r"the checkpoint's head answers colour 0.* and the data has hue 0"):
         run(dataclasses.replace(job, model=str(tmp_path / "tuned")), other, tmp_path / "third")

@@ -220,7 +220,8 @@ def _train(
             tokens = network.batch([row.text for row in rows])
             labels = torch.tensor([network.classes.index(row.label) for row in rows], device=next(network.parameters()).device)
             tuner.scale_lr(min((step + 1) / warm, (job.steps - step) / max(1, job.steps - warm)))
-            loss = float(tuner.step(lambda tokens=tokens, labels=labels: cross_entropy(network(tokens).float(), labels)))  # type: ignore[misc]
+            with tuner.seen([row.text for row in rows], tokens["attention_mask"]):
+                loss = float(tuner.step(lambda tokens=tokens, labels=labels: cross_entropy(network(tokens).float(), labels)))  # type: ignore[misc]
             if loss != loss and not hasattr(tuner.optimizer, "log"):  # a step by losses alone is skipped and told by itself
                 raise ProbatumError(f"step {step}: the loss is not a number; nothing was saved since the last step that was, take a smaller lr")
             outcome.losses.append(loss)

@@ -5,6 +5,7 @@ Methods of two families stand here side by side (backpropagation in all its econ
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from probatum.errors import ProbatumError, did_you_mean
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from probatum.zeroth.suffix import FrozenPrefix
 
 __all__ = ["METHODS", "Method", "Setting", "Tuner", "method_named"]
 
@@ -44,6 +47,8 @@ class Tuner:
     step: "Callable[[Callable[[], Tensor]], Any]"
     finish: "Callable[[], object] | None" = None
     """Makes the plain model again that can be saved (factors merged); None: it is that already."""
+    prefix: "FrozenPrefix | None" = None
+    """What is frozen below the tuned layers, run once a text."""
     held: Callable[[], bool] | None = None
     """Whether the rate must stay as it is for now (in the middle of a cycle)."""
     _base: list[float] = field(default_factory=list)
@@ -56,6 +61,10 @@ class Tuner:
         self._base = self._base or [group["lr"] for group in groups]
         for group, lr in zip(groups, self._base, strict=True):
             group["lr"] = lr * factor
+
+    def seen(self, texts: "Sequence[str]", mask: "Tensor") -> "AbstractContextManager[None]":
+        """Around the steps on a batch of these texts, whose real tokens `mask` (B, T) marks."""
+        return nullcontext() if self.prefix is None else self.prefix.of(texts, mask)
 
     def weights(self) -> "dict[str, Tensor]":
         """What is tuned, by name."""
@@ -176,6 +185,24 @@ def _mezo_lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     return Tuner(model, optimizer, optimizer.step, finish=merged)
 
 
+def _mezo_last(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    """The last layer of the model's stack and what follows it; what stands before is frozen and run once a text."""
+    from probatum.nn.groups import layer_groups
+    from probatum.zeroth import MeZO
+    from probatum.zeroth.suffix import FrozenPrefix
+
+    groups = layer_groups(model)
+    blocks = [i for i, group in enumerate(groups) if group.name.rpartition(".")[2].isdigit()]
+    if not blocks:
+        raise ProbatumError(f"mezo_last tunes the last of a stack of layers, {type(model).__name__} has no stack")
+    last = groups[blocks[-1]].name
+    for group in groups[: blocks[-1]]:
+        for tensor in group.tensors:
+            tensor.requires_grad_(False)
+    optimizer = MeZO(model.named_parameters(), lr=lr, eps=setting.eps or 1e-3, seed=setting.seed, model=model)
+    return Tuner(model, optimizer, optimizer.step, prefix=FrozenPrefix(model, last) if int(last.rpartition(".")[2]) else None)
+
+
 def _sparse_mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     from probatum.zeroth import SparseMeZO
 
@@ -228,6 +255,8 @@ METHODS: dict[str, Method] = {
         Method("lora", "backpropagation, rank-8 factors on query and value, and the head", None, 3, (3e-4, 1e-3, 3e-3), _lora),
         Method("hift", "backpropagation through all weights, one layer a step", "hift", 2, (4e-5, 2e-4, 1e-3), _hift),
         Method("mezo", "two forward passes a step, all weights but embeddings", "mezo", 2, (1e-4, 3e-4, 1e-3), _mezo, BOTH),
+        Method("mezo_last", "two forward passes a step from the last layer on, those before it once a text", "mezo", 2, (3e-4, 1e-3, 3e-3),
+               _mezo_last, BOTH),
         Method("mezo_lora", "two forward passes a step, the same factors and the head", "mezo", 2, (3e-3, 1e-2, 3e-2), _mezo_lora, BOTH),
         Method("sparse_mezo", "two forward passes a step, the smallest quarter of each matrix", "sparse_mezo", 2, (3e-4, 1e-3, 3e-3),
                _sparse_mezo, BOTH),

@@ -211,7 +211,7 @@ def _tuner(run: ComparisonRun, arm: str, start: _Start, texts: _Texts, lr: float
 
     method = METHODS[arm]
     model = sentence_classifier(start.open(), label_head(start.sentences))
-    _, inputs, labels = next(_batches(run, start, texts, 1))
+    _, _, inputs, labels = next(_batches(run, start, texts, 1))
     samples = [({name: value[i : i + 1] for name, value in inputs.items()}, labels[i : i + 1]) for i in range(len(labels))]
     setting = Setting(
         lr, None, _steps(run, arm), run.number("z"), ("head.weight",), samples, lambda net, sample: cross_entropy(net(sample[0]), sample[1])
@@ -231,7 +231,7 @@ def _gain(run: ComparisonRun, arm: str, tuner: "Tuner", start: _Start, texts: _T
         return
     from probatum.zeroth.meter import gain
 
-    _, inputs, labels = next(_batches(run, start, texts, 1))
+    _, _, inputs, labels = next(_batches(run, start, texts, 1))
     try:
         found = gain({arm: tuner.optimizer}, lambda: cross_entropy(tuner.model(inputs), labels), PAIRS[run.budget])
     except ProbatumError:
@@ -262,7 +262,7 @@ def _batches(run: ComparisonRun, start: _Start, texts: _Texts, steps: int) -> An
         if len(order) < size:
             order = torch.randperm(len(texts.train), generator=generator).tolist()
         rows, order = [texts.train[i] for i in order[:size]], order[size:]
-        yield step, start.batch(rows), torch.tensor([texts.classes.index(row.label) for row in rows])
+        yield step, [row.text for row in rows], start.batch(rows), torch.tensor([texts.classes.index(row.label) for row in rows])
 
 
 def _fit(run: ComparisonRun, arm: str, tuner: "Tuner", start: _Start, texts: _Texts) -> None:
@@ -271,7 +271,8 @@ def _fit(run: ComparisonRun, arm: str, tuner: "Tuner", start: _Start, texts: _Te
 
     steps = _steps(run, arm)
     warm = max(1, steps // 20)
-    for step, inputs, labels in _batches(run, start, texts, steps):
+    for step, some, inputs, labels in _batches(run, start, texts, steps):
         tuner.scale_lr(min((step + 1) / warm, (steps - step) / max(1, steps - warm)))
-        tuner.step(lambda inputs=inputs, labels=labels: cross_entropy(tuner.model(inputs), labels))  # type: ignore[misc]
+        with tuner.seen(some, inputs["attention_mask"]):
+            tuner.step(lambda inputs=inputs, labels=labels: cross_entropy(tuner.model(inputs), labels))  # type: ignore[misc]
     tuner.model.zero_grad(set_to_none=True)

@@ -9,11 +9,12 @@ import torch
 from probatum import ProbatumError
 from probatum.data.texts import read_labelled
 from probatum.finetune.classify import TextClassifier
-from probatum.finetune.job import Job, Watch, _split, open_finetuned, run
+from probatum.finetune.job import Job, Watch, open_finetuned, run, split
 from probatum.finetune.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
-LOGGED = [name for name, method in METHODS.items() if method.forms == ("model", "log")]
+LOGGED = [name for name, method in METHODS.items() if {"model", "log"} <= set(method.forms)]
+ADAPTED = [name for name, method in METHODS.items() if "adapter" in method.forms]
 SAVED = [name for name, method in METHODS.items() if "model" in method.forms]
 
 
@@ -45,8 +46,34 @@ def logits(network, texts):
 
 def accuracy(network, job, texts):
     """On what this job holds out."""
-    held = _split(texts, job)[1]
+    held = split(texts, job)[1]
     return (network.predict([row.text for row in held]) == torch.tensor([network.classes.index(row.label) for row in held])).double().mean()
+
+
+@pytest.mark.parametrize("method", ADAPTED)
+def test_an_adapter_holds_what_was_tuned_and_nothing_of_the_base(own, job, texts, tmp_path, method):
+    job = dataclasses.replace(job, method=method, lr=0.05)
+    run(dataclasses.replace(job, save="adapter"), texts, tmp_path / "adapter")
+    run(dataclasses.replace(job, save="model"), texts, tmp_path / "model")
+    one, other = open_finetuned(tmp_path / "adapter"), open_finetuned(tmp_path / "model")
+    torch.testing.assert_close(logits(one, texts[:5]), logits(other, texts[:5]), atol=1e-6, rtol=0)
+    before = TextClassifier(job.model, one.classes, length=job.length)
+    assert (logits(before, texts[:5]) - logits(one, texts[:5])).abs().max() > 1e-3
+    assert {path.suffix for path in (tmp_path / "adapter").iterdir()} <= {".safetensors", ".json", ".md"}
+    assert not list((tmp_path / "adapter").glob("model.safetensors"))
+
+
+def test_a_lora_adapter_opens_with_peft_alone(own, texts, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    words = {f"colour {i}": name for i, name in enumerate(("red", "green", "blue"))}
+    job = Job(str(own / "decoder"), "lora", 4, 8, 16, lr=0.05, words=words, save="adapter")
+    run(job, texts, tmp_path)
+    base = AutoModelForCausalLM.from_pretrained(own / "decoder")
+    again, ours = PeftModel.from_pretrained(base, tmp_path), open_finetuned(tmp_path)
+    tokens = ours.batch([row.text for row in texts[:4]])
+    torch.testing.assert_close(again(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[:, -1, ours.answers], ours(tokens))
 
 
 @pytest.mark.parametrize("method", SAVED)

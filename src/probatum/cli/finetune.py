@@ -12,7 +12,7 @@ __all__ = ["finetune"]
 
 
 def finetune(
-    model: Annotated[Path, typer.Option(help="A Hugging Face folder with safetensors weights and a tokenizer.")],
+    model: Annotated[str, typer.Option(help="A Hugging Face folder with safetensors weights and a tokenizer, or minilm, or gemma-3-270m.")],
     data: Annotated[Path, typer.Option(help="A .csv, .tsv or .jsonl of texts and labels.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to make.")],
     method: Annotated[str, typer.Option(help="How; `--method list` shows all, with what they cost.")] = "mezo",
@@ -30,7 +30,7 @@ def finetune(
     template: Annotated[str, typer.Option(help="With --words: what stands before the word.")] = "{text} It was",
     hold_out: Annotated[float, typer.Option(help="Share of the texts kept for measuring.")] = 0.2,
     save: Annotated[
-        str | None, typer.Option(help="model (a checkpoint), or log (seed and two numbers a step), where the method has both.")
+        str | None, typer.Option(help="model (a checkpoint), adapter (what was tuned), log (seed and two numbers a step), where the method has it.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps.")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands in the folder.")] = False,
@@ -47,7 +47,7 @@ def finetune(
         _methods(METHODS, json)
         return
     job = Job(
-        str(model), method, steps, batch, length, lr, eps, seed, _words(words) if words else None, template, hold_out, save
+        model, method, steps, batch, length, lr, eps, seed, _words(words) if words else None, template, hold_out, save
     )
     job.check()
     texts = read_labelled(data, text=text, label=label)

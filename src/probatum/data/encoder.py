@@ -11,12 +11,26 @@ from probatum.errors import ProbatumError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["MINILM", "encode", "encoder_folder", "load_classifier", "load_encoder", "mean_pool", "open_model"]
+__all__ = ["MINILM", "PACKAGED", "encode", "encoder_folder", "load_classifier", "load_encoder", "mean_pool", "model_folder", "open_model"]
+
+
+PACKAGED = ("minilm", "gemma-3-270m")  # models that packages carry, by name
 
 
 def encoder_folder() -> Path:
     """The folder with configuration, weights (safetensors) and tokenizer, as transformers opens it."""
     return MINILM.path().parent
+
+
+def model_folder(given: str | os.PathLike[str]) -> Path:
+    """A folder as it is given, or that of a model that packages carry: "minilm", "gemma-3-270m"."""
+    if str(given) == "minilm":
+        return encoder_folder()
+    if str(given) == "gemma-3-270m":
+        from probatum.data.gemma import gemma_folder
+
+        return gemma_folder()
+    return Path(given)
 
 
 def load_encoder() -> "tuple[nn.Module, Any]":
@@ -37,15 +51,15 @@ def open_model(folder: str | os.PathLike[str], kind: str = "AutoModel", **option
     """A Hugging Face model (float32, in evaluation mode) and its tokenizer from a local folder, and from nothing but safetensors.
 
     Args:
-        folder: with config.json, *.safetensors and a tokenizer.
+        folder: with config.json, *.safetensors and a tokenizer; or a name that `model_folder` knows.
         kind: a transformers auto class.
     Raises:
         ProbatumError: no such folder, no config, weights that are a pickle (opening one may run code), code of its own, or
             files that transformers cannot read.
     """
-    place = Path(folder)
+    place = model_folder(folder)
     if not place.is_dir():
-        raise ProbatumError(f"{place}: a model is a folder with config.json, *.safetensors and a tokenizer")
+        raise ProbatumError(f"{place}: a model is a folder with config.json, *.safetensors and a tokenizer, or one of {', '.join(PACKAGED)}")
     if not (place / "config.json").is_file():
         raise ProbatumError(f"{place} has no config.json: it is no Hugging Face model folder")
     if not any(place.glob("*.safetensors")):

@@ -21,20 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from probatum.errors import ProbatumError
+from probatum.home import home
 
 __all__ = ["committed_records", "home", "load_record", "load_records", "lock", "read_json", "write_bytes", "write_json"]
 
 KINDS = ("records", "modified", "labelled")
-
-
-def home() -> Path:
-    """The user's data folder of probatum: PROBATUM_HOME, or the platform's own place."""
-    given = os.environ.get("PROBATUM_HOME")
-    if given:
-        return Path(given).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "probatum"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "probatum"
 
 
 def folder(path: Path) -> Path:

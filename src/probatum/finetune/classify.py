@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probatum.data.encoder import open_model
+from probatum.data.encoder import model_folder, open_model
 from probatum.errors import ProbatumError
 
 __all__ = ["TextClassifier", "a_row_a_class"]
@@ -25,7 +25,7 @@ class TextClassifier(nn.Module):
     """A checkpoint, its tokenizer, and logits over classes.
 
     Args:
-        folder: a Hugging Face folder with safetensors weights and a tokenizer.
+        folder: a Hugging Face folder with safetensors weights and a tokenizer, or the name of a packaged model (`model_folder`).
         classes: names of the classes, in the order of the logits.
         words: class -> the word that stands for it; None takes a classification head.
         template: what stands before the word, with {text}; for `words` alone.
@@ -43,7 +43,7 @@ class TextClassifier(nn.Module):
         self.new_head: list[str] = []
         self.words = dict(words) if words else None
         if self.words is None:
-            self._open_head(Path(folder))
+            self._open_head(model_folder(folder))
         else:
             if "{text}" not in template:
                 raise ProbatumError(f"template must contain {{text}}, got {template!r}")

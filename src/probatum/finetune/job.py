@@ -1,7 +1,8 @@
 """One fine-tuning from a file of texts to a folder: tuned by any method, stopped and resumed anywhere, saved as safetensors.
 
-The folder holds a checkpoint that transformers opens ("model"), or, for methods that leave a log, the seed and the two numbers a step
-that rebuild it ("log"); beside either `finetune.json` tells settings and results.
+The folder holds a checkpoint that transformers opens ("model"), or what was tuned alone ("adapter": of LoRA as peft opens it), or, for
+methods that leave a log, the seed and the two numbers a step that rebuild it ("log"); beside each `finetune.json` tells settings and
+results.
 """
 
 import fcntl
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from probatum.data.encoder import PACKAGED
 from probatum.data.texts import Labelled
 from probatum.errors import NotHere, ProbatumError
 from probatum.finetune.classify import TextClassifier
 from probatum.finetune.methods import Setting, Tuner, method_named
 
-__all__ = ["Job", "Outcome", "Watch", "open_finetuned", "run"]
+__all__ = ["Job", "Outcome", "Watch", "open_finetuned", "run", "split"]
 
 SUMMARY, PROGRESS, HEAD, LOG = "finetune.json", ".unfinished", "head.safetensors", "log.safetensors"
 
@@ -36,12 +38,12 @@ class Job:
     """What is tuned, on what, and how; two jobs of one folder must agree in all of it.
 
     Attributes:
-        model: a Hugging Face folder. method: a name of `METHODS`.
+        model: a Hugging Face folder, "minilm" or "gemma-3-270m". method: a name of `METHODS`.
         steps, batch, length: steps of `batch` texts, each cut at `length` tokens.
         lr, eps: None takes the method's.
         words, template: of a language model that answers with words; see `TextClassifier`.
         hold_out: share of the texts, class by class, that is kept for measuring.
-        save: "model" or "log"; None takes the method's usual form.
+        save: "model", "adapter" or "log"; None takes the method's usual form.
     """
 
     model: str
@@ -127,9 +129,10 @@ def run(
         ProbatumError: bad settings; a folder that holds something else; another run in the folder; a loss that is not finite.
     """
     job.check()
-    train, held = _split(texts, job)
+    train, held = split(texts, job)
     with _folder(Path(out)) as place:
-        wanted = {**asdict(job), "model": str(Path(job.model).resolve()), "texts": len(texts)}
+        model = job.model if job.model in PACKAGED else str(Path(job.model).resolve())
+        wanted = {**asdict(job), "model": model, "texts": len(texts)}
         finished = _finished(place, wanted, overwrite)
         if finished is not None:
             return finished
@@ -157,7 +160,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _split(texts: Sequence[Labelled], job: Job) -> tuple[list[Labelled], list[Labelled]]:
+def split(texts: Sequence[Labelled], job: Job) -> tuple[list[Labelled], list[Labelled]]:
     """Training and held-out texts; a class gives its share of both."""
     generator = torch.Generator().manual_seed(job.seed)
     train, held = [], []
@@ -279,6 +282,9 @@ def _save(job: Job, tuner: Tuner, network: TextClassifier, place: Path, started:
             tuner.optimizer.log.save(made / LOG)
             if started:
                 save_file(started, made / HEAD)
+        elif job.form == "adapter":
+            assert tuner.adapter is not None
+            tuner.adapter(made)
         else:
             if tuner.finish is not None:
                 tuner.finish()
@@ -317,11 +323,16 @@ def open_finetuned(folder: str | os.PathLike[str]) -> TextClassifier:
         raise ProbatumError(f"{place} holds no finished fine-tuning ({SUMMARY} is missing)") from None
     except (ValueError, KeyError) as error:
         raise ProbatumError(f"{place / SUMMARY} is damaged: {error}") from None
-    log = (place / LOG).exists()
+    method = method_named(job["method"])
+    form = job["save"] or method.forms[0]
     network = TextClassifier(
-        job["model"] if log else place, outcome["classes"], words=job["words"], template=job["template"], length=job["length"]
+        place if form == "model" else job["model"], outcome["classes"], words=job["words"], template=job["template"], length=job["length"]
     )
-    if log:
+    setting = Setting(job["lr"], job["eps"], job["steps"], job["seed"], network.new_head)
+    if form == "adapter":
+        assert method.attach is not None
+        method.attach(network, setting, place)
+    elif form == "log":
         from safetensors.torch import load_file
 
         from probatum.zeroth import replay
@@ -331,8 +342,7 @@ def open_finetuned(folder: str | os.PathLike[str]) -> TextClassifier:
             with torch.no_grad():
                 for name, value in load_file(place / HEAD).items():
                     parameters[name].copy_(value)
-        setting = Setting(job["lr"], job["eps"], job["steps"], job["seed"], network.new_head)
-        tuner = method_named(job["method"]).tuner(network, setting)
+        tuner = method.tuner(network, setting)
         replay(tuner.model, place / LOG)
         if tuner.finish is not None:
             tuner.finish()

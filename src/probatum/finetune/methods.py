@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from probatum.errors import ProbatumError, did_you_mean
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
+    from peft import PeftModel
     from torch import Tensor, nn
 
     from probatum.zeroth.suffix import FrozenPrefix
@@ -47,6 +50,8 @@ class Tuner:
     step: "Callable[[Callable[[], Tensor]], Any]"
     finish: "Callable[[], object] | None" = None
     """Makes the plain model again that can be saved (factors merged); None: it is that already."""
+    adapter: "Callable[[Path], object] | None" = None
+    """Writes what was tuned, and nothing of the base, into a folder."""
     prefix: "FrozenPrefix | None" = None
     """What is frozen below the tuned layers, run once a text."""
     held: Callable[[], bool] | None = None
@@ -84,7 +89,9 @@ class Method:
     Attributes:
         forwards: what a step costs, in forward passes of a batch (a backward pass counts as two).
         grid: three learning rates for small encoders, the middle one the default; for a model of a billion weights take a tenth.
-        forms: what can be kept of a run, the usual first: "model" (a checkpoint) or "log" (what rebuilds it from the base).
+        forms: what can be kept of a run, the usual first: "model" (a checkpoint), "adapter" (what was tuned), or "log" (what rebuilds it
+            from the base).
+        attach: (model as it starts, setting, folder) gives the model as it was with the adapter of that folder, where there is that form.
     """
 
     name: str
@@ -94,6 +101,7 @@ class Method:
     grid: tuple[float, float, float]
     prepare: "Callable[[nn.Module, Setting, float], Tuner]"
     forms: tuple[str, ...] = ("model",)
+    attach: "Callable[[nn.Module, Setting, Path], nn.Module] | None" = None
 
     def tuner(self, model: "nn.Module", setting: Setting) -> Tuner:
         """Prepare a model (in place) and its optimizer."""
@@ -121,8 +129,9 @@ def _adamw(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     return _first_order(model, torch.optim.AdamW(_trainable(model), lr=lr, weight_decay=0.01))
 
 
-def _with_lora(model: "nn.Module", setting: Setting) -> "Callable[[], nn.Module]":
-    """Rank-8 factors inside the model, where it stands; everything else but the head frozen. Gives what takes them out again, merged."""
+def _with_lora(model: "nn.Module", setting: Setting) -> "tuple[PeftModel, Callable[[], nn.Module]]":
+    """Rank-8 factors inside the model, where it stands; everything else but the head frozen. Gives peft's model, and what takes the
+    factors out again, merged."""
     import warnings
 
     import torch
@@ -147,7 +156,43 @@ def _with_lora(model: "nn.Module", setting: Setting) -> "Callable[[], nn.Module]
         setattr(owner, name, wrapped.merge_and_unload())  # type: ignore[operator]
         return model
 
-    return merged
+    return wrapped, merged  # type: ignore[return-value]
+
+
+def _save_lora(model: "nn.Module", wrapped: "PeftModel", setting: Setting, folder: "Path") -> None:
+    """As peft saves and opens it, and the head beside."""
+    from safetensors.torch import save_file
+
+    wrapped.save_pretrained(str(folder))
+    head = {name: tensor.detach() for name, tensor in _head(model, setting)}
+    if head:
+        save_file(head, folder / "tuned_head.safetensors")
+
+
+def _attach_lora(model: "nn.Module", setting: Setting, folder: "Path") -> "nn.Module":
+    import torch
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    wrapped, merged = _with_lora(model, setting)
+    set_peft_model_state_dict(wrapped, load_file(folder / "adapter_model.safetensors"))
+    head = _head(model, setting)
+    if head:
+        saved = load_file(folder / "tuned_head.safetensors")
+        with torch.no_grad():
+            for name, tensor in head:
+                tensor.copy_(saved[name])
+    return merged()
+
+
+def _head(model: "nn.Module", setting: Setting) -> "list[tuple[str, Tensor]]":
+    """The head's parameters, inside a model that peft wrapped."""
+    from probatum.nn.select import select
+
+    if not setting.head:
+        return []
+    name = _language_model(model)[1]
+    return select(model, [_inside(pattern, name) for pattern in setting.head], trainable_only=False)
 
 
 def _language_model(model: "nn.Module") -> "tuple[nn.Module, str, nn.Module]":
@@ -166,8 +211,10 @@ def _inside(pattern: str, name: str) -> str:
 def _lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     import torch
 
-    merged = _with_lora(model, setting)
-    return _first_order(model, torch.optim.AdamW(_trainable(model), lr=lr), finish=merged)
+    wrapped, merged = _with_lora(model, setting)
+    return _first_order(
+        model, torch.optim.AdamW(_trainable(model), lr=lr), finish=merged, adapter=lambda folder: _save_lora(model, wrapped, setting, folder)
+    )
 
 
 def _mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
@@ -180,9 +227,9 @@ def _mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
 def _mezo_lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     from probatum.zeroth import MeZO
 
-    merged = _with_lora(model, setting)
+    wrapped, merged = _with_lora(model, setting)
     optimizer = MeZO(model.named_parameters(), lr=lr, eps=setting.eps or 1e-2, seed=setting.seed, exclude=(), model=model)
-    return Tuner(model, optimizer, optimizer.step, finish=merged)
+    return Tuner(model, optimizer, optimizer.step, merged, lambda folder: _save_lora(model, wrapped, setting, folder))
 
 
 def _mezo_last(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
@@ -212,7 +259,7 @@ def _sparse_mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
 
 def _senszoq(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     """The weights are those with the largest squared gradient on the samples that are given, which are texts of the task."""
-    from probatum.zeroth import SensZOQ, choose, merge_adapter, sensitivity, split
+    from probatum.zeroth import SensZOQ, choose, merge_adapter, save_adapter, sensitivity, split
 
     if setting.loss is None or not setting.samples:
         raise ProbatumError("senszoq chooses weights by their gradient: samples and loss must be given")
@@ -220,7 +267,15 @@ def _senszoq(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     fraction = max(1e-3, 1 / min(score.numel() for score in scores.values()))  # one weight of the smallest matrix at least
     split(model, choose(scores, fraction), also=setting.head)
     optimizer = SensZOQ(model.named_parameters(), lr, setting.eps or 1e-2, seed=setting.seed)
-    return Tuner(model, optimizer, optimizer.step, finish=lambda: merge_adapter(model))
+    return Tuner(
+        model, optimizer, optimizer.step, lambda: merge_adapter(model), lambda folder: save_adapter(model, folder / "adapter.safetensors")
+    )
+
+
+def _attach_senszoq(model: "nn.Module", setting: Setting, folder: "Path") -> "nn.Module":
+    from probatum.zeroth import load_adapter, merge_adapter
+
+    return merge_adapter(load_adapter(model, folder / "adapter.safetensors"))
 
 
 def _adazeta(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
@@ -252,16 +307,18 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("adamw", "backpropagation through all weights", None, 3, (2e-5, 1e-4, 5e-4), _adamw),
-        Method("lora", "backpropagation, rank-8 factors on query and value, and the head", None, 3, (3e-4, 1e-3, 3e-3), _lora),
+        Method("lora", "backpropagation, rank-8 factors on query and value, and the head", None, 3, (3e-4, 1e-3, 3e-3), _lora,
+               ("model", "adapter"), _attach_lora),
         Method("hift", "backpropagation through all weights, one layer a step", "hift", 2, (4e-5, 2e-4, 1e-3), _hift),
         Method("mezo", "two forward passes a step, all weights but embeddings", "mezo", 2, (1e-4, 3e-4, 1e-3), _mezo, BOTH),
         Method("mezo_last", "two forward passes a step from the last layer on, those before it once a text", "mezo", 2, (3e-4, 1e-3, 3e-3),
                _mezo_last, BOTH),
-        Method("mezo_lora", "two forward passes a step, the same factors and the head", "mezo", 2, (3e-3, 1e-2, 3e-2), _mezo_lora, BOTH),
+        Method("mezo_lora", "two forward passes a step, the same factors and the head", "mezo", 2, (3e-3, 1e-2, 3e-2), _mezo_lora,
+               ("model", "adapter", "log"), _attach_lora),
         Method("sparse_mezo", "two forward passes a step, the smallest quarter of each matrix", "sparse_mezo", 2, (3e-4, 1e-3, 3e-3),
                _sparse_mezo, BOTH),
         Method("senszoq", "two forward passes a step, the 0.1 % of largest gradient, the rest in 4 bits", "senszoq", 2, (1e-2, 3e-2, 1e-1),
-               _senszoq),
+               _senszoq, ("model", "adapter"), _attach_senszoq),
         Method("adazeta", "one to four pairs of forward passes a step, tensor-train adapters", "adazeta", 3.8, (1e-3, 3e-3, 1e-2), _adazeta,
                ("log",)),
     )

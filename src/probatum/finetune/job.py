@@ -28,7 +28,7 @@ from probatum.errors import NotHere, ProbatumError
 from probatum.finetune.classify import TextClassifier
 from probatum.finetune.methods import Setting, Tuner, method_named
 
-__all__ = ["Job", "Outcome", "Watch", "open_finetuned", "run", "split"]
+__all__ = ["Job", "Outcome", "Watch", "open_finetuned", "quietly", "run", "split"]
 
 SUMMARY, PROGRESS, HEAD, LOG = "finetune.json", ".unfinished", "head.safetensors", "log.safetensors"
 
@@ -288,7 +288,7 @@ def _save(job: Job, tuner: Tuner, network: TextClassifier, place: Path, started:
         else:
             if tuner.finish is not None:
                 tuner.finish()
-            _quietly(network.model.save_pretrained, made)  # type: ignore[arg-type]
+            quietly(network.model.save_pretrained, made)  # type: ignore[arg-type]
             network.tokenizer.save_pretrained(made)
         for path in sorted(made.iterdir()):
             os.replace(path, place / path.name)
@@ -296,7 +296,7 @@ def _save(job: Job, tuner: Tuner, network: TextClassifier, place: Path, started:
     shutil.rmtree(place / PROGRESS, ignore_errors=True)
 
 
-def _quietly(save: Callable[[Path], object], place: Path) -> None:
+def quietly(save: Callable[[Path], object], place: Path) -> None:
     """Without transformers' own bar."""
     from transformers.utils import logging
 

@@ -69,7 +69,7 @@ def by_seed(run: Run) -> None:
 
 
 @claim(
-    "mezo", "objective", version=2, first_seed=20, budgets={"quick": 8, "full": 20}, source="Section 3.3 (Table 2)",
+    "mezo", "objective", version=3, first_seed=40, budgets={"quick": 8, "full": 20}, source="Section 3.3 (Table 2)",
     says="accuracy itself, which has no gradient, can be the objective",
     reported="RoBERTa-large tuned on accuracy: SST-2 92.7 (k = 512); SQuAD F1 of OPT-13B tuned on F1: 78.5",
     holds_if=[
@@ -82,8 +82,9 @@ def objective(run: Run, seed: int) -> None:
 
     The objective is the error rate of the batch (eps 1e-2, so that some answers flip; 6,000 steps of 64). It is compared with the network
     as it is, and, after 6,000 steps on cross-entropy, with stopping there: whether it at least does no harm. Each of the three trainings
-    takes the better of two learning rates by 500 validation images; angle, eps and steps were found on seeds 0 and 1. Version 1 had fixed
-    rates, and failed on the seeds from 10: continuing after cross-entropy lost .09 at its rate. These seeds are new.
+    takes the best of three learning rates by 500 validation images; angle, eps and steps were found on seeds 0 and 1. Version 1 had fixed
+    rates, and failed on the seeds from 10: continuing after cross-entropy lost .09 at its rate. Version 2 had two values, and the chosen
+    ones lay at an edge. These seeds are new.
     """
     from probatum.data.digits import shifted_digits
 
@@ -97,16 +98,16 @@ def objective(run: Run, seed: int) -> None:
         from probatum.claims.baselines import best_on
 
         lr, (best, optimizer) = best_on(
-            rates[: 1 if run.smoke else 2],
+            rates[: 1 if run.smoke else None],
             lambda lr: _mezo(run, net, data, steps, lr=lr, eps=eps, by_accuracy=by_accuracy),
             lambda pair: _score(pair[0], data.validation_x, data.validation_y),
         )
         run.record(arm, accuracy=_score(best, data.test_x, data.test_y), flat=optimizer.flat_share, chosen=lr)
         return best
 
-    tuned("accuracy objective", start, (1e-3, 3e-3), 1e-2, True)
-    middle = tuned("cross-entropy", start, (5e-4, 1e-3), 1e-3, False)
-    tuned("cross-entropy, then accuracy", middle, (3e-4, 1e-3), 1e-2, True)
+    tuned("accuracy objective", start, (1e-3, 3e-3, 1e-2), 1e-2, True)
+    middle = tuned("cross-entropy", start, (5e-4, 1e-3, 2e-3), 1e-3, False)
+    tuned("cross-entropy, then accuracy", middle, (1e-4, 3e-4, 1e-3), 1e-2, True)
 
 
 @objective.figures
@@ -204,6 +205,48 @@ def replay(run: Run, seed: int) -> None:
     replay(updates, optimizer.log)
     run.record("in place, replayed whole", **{"different weights": _different(net, again)})  # type: ignore[arg-type]
     run.record("in place, updates alone", **{"different weights": _different(net, updates)})  # type: ignore[arg-type]
+
+
+MODEL = "this model"
+
+
+@claim(
+    "mezo", "language", version=1, budgets={"quick": 1, "full": 3}, source="Table 1 (OPT-13B: LoRA)",
+    says="a language model learns a task from forward passes alone, and what it learned is kept in kilobytes",
+    reported="OPT-13B, SST-2: zero-shot 58.8, MeZO 91.4, MeZO with LoRA 89.6, fine-tuning 92.0; 20,000 steps",
+    holds_if=[
+        above("accuracy", "mezo, lora", "zero-shot", kind="items", margin=0.1, scope=MODEL),
+        as_good("accuracy", "mezo, lora", "adamw, lora", kind="items", within=0.05, scope=MODEL),
+        exact("differs from training", "mezo, lora", at_most=0.005),
+        exact("what is kept", "mezo, lora", at_most=8 * 1500 + 8192),
+    ],
+)  # fmt: skip
+def language(run: Run, seed: int) -> None:
+    """Gemma 3 270M answers with a word (MeZO's template and words for sentiment) on crowd-labelled tweets of at most twelve words: 400 a class
+    to learn from, 200 a class to test on.
+
+    Arms: the model as it is; logistic regression on its last hidden state; AdamW on LoRA factors of rank 8 (1,000 steps of 8 texts); MeZO
+    on the same factors, and on all weights of the last layer with the others' output cached (1,500 steps). A backward pass counted
+    as two forwards, each asks for 3,000. The rate is the best of three by the loss on a fifth of the labelled texts after 100 steps. `quick`
+    opens the runs that come with the package (MeZO's are logs, replayed; AdamW's an adapter) and reads their accuracy again; `full` trains
+    anew, hours on a CPU. One run an arm is a statement about these runs, not about the method. Needs the extra `gemma`.
+    """
+    from probatum.claims.zeroth.language import measure
+
+    measure(run, seed)
+
+
+@language.figures
+def by_arm(run: Run) -> None:
+    with run.figure("accuracy", "Accuracy on 400 tweets, Gemma 3 270M", size=(6.4, 2.8)) as figure:
+        axes = figure.subplots()
+        arms = [arm for arm in run.table.systems if run.values(arm, "accuracy")]
+        for i, arm in enumerate(arms):
+            values = run.values(arm, "accuracy")
+            axes.barh(i, sum(values) / len(values), color="#0b6e4f" if arm.startswith("mezo") else "#b5b5b5")
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_xlim(0.4, 1)
+        axes.invert_yaxis()
 
 
 # The network that is tuned, and the arms.

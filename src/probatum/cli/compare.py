@@ -87,11 +87,15 @@ def show(found: "Comparison", record: dict[str, Any], figures: list[str]) -> Non
     grid.add_column("", no_wrap=True)
     for metric in found.metrics:
         grid.add_column(metric.label, justify="right")
-    grid.add_column("", style="dim", ratio=1)
+    wide = out.width >= 120  # else what an arm is would be wrapped by the syllable: it stands below
+    if wide:
+        grid.add_column("", style="dim", ratio=1)
     for arm in found.arms:
         cells = [shown(columns[m.name][arm.name], m.unit) if arm.name in columns[m.name] else "-" for m in found.metrics]
-        grid.add_row(f"[cyan]{arm.name}[/]" if arm.paper else arm.name, *cells, escape(arm.about))
+        grid.add_row(f"[cyan]{arm.name}[/]" if arm.paper else arm.name, *cells, *([escape(arm.about)] if wide else []))
     out.print(grid)
+    for arm in () if wide else found.arms:
+        out.print(f"{arm.name}: {escape(arm.about)}", style="dim")
     for note in record["notes"]:
         out.print(escape(note), style="bold" if note.startswith("Best") else "")
     for figure in figures:

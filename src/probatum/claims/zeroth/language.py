@@ -150,7 +150,7 @@ def shipped(arm: str) -> Path:
 
 
 def _name(arm: str) -> str:
-    return arm.replace(", ", "_")
+    return arm.replace(", ", "_").replace(" ", "_")
 
 
 def _kept(folder: Path) -> int:

@@ -63,6 +63,15 @@ def test_an_adapter_holds_what_was_tuned_and_nothing_of_the_base(own, job, texts
     assert not list((tmp_path / "adapter").glob("model.safetensors"))
 
 
+def test_the_logits_of_the_words_are_those_of_the_whole_head(own, texts):
+    words = {f"colour {i}": name for i, name in enumerate(("red", "green", "blue"))}
+    network = TextClassifier(own / "decoder", sorted(words), words=words, length=16)
+    tokens = network.batch([row.text for row in texts[:6]])
+    assert network._narrow
+    whole = network.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits[:, -1, network.answers]
+    torch.testing.assert_close(network(tokens), whole)
+
+
 def test_a_lora_adapter_opens_with_peft_alone(own, texts, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -2,7 +2,7 @@
 
 A head that the checkpoint lacks starts as logistic regression on what it will see, so that every method, first order or zeroth, starts
 where the frozen model stands and not at chance. With words, a language model answers with its own last token (as MeZO's prompts do),
-which is a zero-shot start; only the last logits are computed.
+which is a zero-shot start; only the logits of the words are computed, at the last token.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from probatum.data.encoder import model_folder, open_model
 from probatum.errors import ProbatumError
@@ -50,6 +51,7 @@ class TextClassifier(nn.Module):
             self.model, self.tokenizer = open_model(folder, "AutoModelForCausalLM")
             self.tokenizer.padding_side = "left"  # the last position is the answer's in every row
             self.answers = self._answers(self.words)
+            self._narrow = self._body_and_head()
         self.eval()
 
     def _open_head(self, folder: Path) -> None:
@@ -97,7 +99,25 @@ class TextClassifier(nn.Module):
         if self.words is None:
             return self.model(**tokens).logits
         tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        if self._narrow:
+            body, head = self._narrow
+            return linear(body(**tokens).last_hidden_state[:, -1], head.weight[self.answers], None if head.bias is None else head.bias[self.answers])
         return self.model(**tokens, logits_to_keep=1).logits[:, -1, self.answers]
+
+    @torch.no_grad()
+    def _body_and_head(self) -> list[Any]:
+        """The model without its head, and the head, where the logits are no more than their product; else nothing.
+
+        A head of 262,144 words is read whole from memory at each pass, which costs as much as three of Gemma's layers. In a list, so that they
+        are not registered twice.
+        """
+        body, head = self.model.base_model, self.model.get_output_embeddings()  # type: ignore[operator]
+        tokens = {name: value for name, value in self.batch(["a"]).items() if name in ("input_ids", "attention_mask")}
+        whole = self.model(**tokens, logits_to_keep=1).logits[:, -1]
+        if body is self.model or not isinstance(head, nn.Linear):
+            return []
+        own = head(body(**tokens).last_hidden_state[:, -1])  # type: ignore[operator]
+        return [body, head] if torch.allclose(own, whole, atol=1e-4, rtol=1e-4) else []
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str], batch: int = 32) -> Tensor:

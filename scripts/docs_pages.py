@@ -252,7 +252,8 @@ def on_page_markdown(markdown: str, page: "Page", **_: Any) -> str:
             tell("%s: excerpt of %s: %s", page.file.src_uri, found["path"], error)
             return f"*{found['path']} comes with the paper, which is planned.*" if planned else ""
 
-    return EXCERPT.sub(fill, markdown).replace("](../../../records/", "](../../records/")
+    # on the site docs/ is the root, where records/ is put beside the pages
+    return re.sub(r"\]\(\.\./((?:\.\./)+records/)", r"](\1", EXCERPT.sub(fill, markdown))
 
 
 def main(arguments: list[str] | None = None, tell: Callable[[str], None] = print) -> int:

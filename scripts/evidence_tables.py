@@ -4,7 +4,7 @@
     python scripts/evidence_tables.py --check   # change nothing, exit 1 if something is out of date
 
 A table stands between <!-- evidence --> and <!-- /evidence -->: in a card its paper's claims with every condition and the figures of the
-record, in README a line a claim.
+record, in README a line a claim, in the guide "which one for me" the comparisons.
 """
 
 import argparse
@@ -69,6 +69,33 @@ def readme_table() -> str:
     return "\n".join(lines)
 
 
+def comparison_tables() -> str:
+    """Every committed comparison: a line an arm, its picks and its picture."""
+    from probatum.cli.compare import shown
+    from probatum.evidence.comparisons import means
+    from probatum.evidence.measurements import Measurement, Table
+
+    parts = []
+    for path in sorted((ROOT / "records/compare").glob("*.json")):
+        record = load_record(path)
+        if record is None:
+            continue
+        table, metrics = Table(map(Measurement.from_json, record["measurements"])), record["metrics"]
+        columns = {metric["name"]: means(table, metric["name"]) for metric in metrics}
+        lines = [
+            f"### {record['title']}", "", f"`{record['command']}`, {len(record['seeds'])} seeds. {record['says']}", "",
+            f"| | {' | '.join(cell(metric['label']) for metric in metrics)} | |", "|---" * (len(metrics) + 2) + "|",
+        ]  # fmt: skip
+        for arm in record["arms"]:
+            cells = [shown(column[arm["name"]], metric["unit"]) if arm["name"] in (column := columns[metric["name"]]) else "" for metric in metrics]
+            lines.append(f"| {cell(arm['name'])} | {' | '.join(cells)} | {cell(arm['about'])} |")
+        lines += ["", *record["notes"]]
+        for figure in record["figures"]:
+            lines += ["", f"![{cell(figure['caption'])}](../../{path.relative_to(ROOT).with_suffix('').as_posix()}/{figure['file']})"]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def renewed(text: str, table: str) -> str:
     """The text with this table between its markers; unchanged where it has none."""
     start, end = text.find(BEGIN), text.find(END)
@@ -80,6 +107,7 @@ def renewed(text: str, table: str) -> str:
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page with a table, and what it should say."""
     yield ROOT / "README.md", readme_table()
+    yield ROOT / "docs/guides/which-one-for-me.md", comparison_tables()
     for paper in catalog().values():
         card = ROOT / "docs/cards" / paper.family / f"{paper.id}.md"
         if card.is_file():

@@ -50,7 +50,7 @@ class Fit:
         net: moved to channels-last memory. `patches`: where batches come from; its generator is part of the run's
             state.
         steps: the whole budget. `warm_up`: steps of linear rise of the rate.
-        lr: peak rate of Adam (0.9, 0.99).
+        lr: peak rate of Adam. `betas`: its two decays.
         schedule: "cosine" falls to zero at `steps`; "constant" stays, so that a longer budget is the same run: take
             `average` then.
         average: decay of the moving average of weights that `result` returns; None returns the weights themselves.
@@ -70,6 +70,7 @@ class Fit:
         clip: float = 1.0,
         schedule: Literal["cosine", "constant"] = "cosine",
         average: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.99),
         loss: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
     ) -> None:
         if steps < 1 or not 0 < lr < math.inf:
@@ -80,7 +81,7 @@ class Fit:
         self.patches, self.steps, self.lr, self.warm_up, self.clip = patches, steps, lr, warm_up, clip
         self.schedule, self.decay, self.loss = schedule, average, loss
         self.weights = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.weights, lr=lr, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.Adam(self.weights, lr=lr, betas=betas, fused=True)
         self.average = [p.detach().clone() for p in self.weights] if average else []
         self.step, self.seconds, self.losses = 0, 0.0, []  # type: int, float, list[float]
 

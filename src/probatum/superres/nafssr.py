@@ -57,7 +57,8 @@ class LocalMean(nn.Module):
         if self.window is None or (self.window[0] >= x.shape[2] and self.window[1] >= x.shape[3]):
             return x.mean((2, 3), keepdim=True)
         # sums along one axis at a time keep float32's digits, which a summed-area table of a big image loses
-        y = _slide(_slide(x.float(), 3, self.window[1]), 2, self.window[0])
+        low = x.dtype in (torch.bfloat16, torch.float16)
+        y = _slide(_slide(x.float() if low else x, 3, self.window[1]), 2, self.window[0])
         return y.to(x.dtype)
 
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,9 +17,18 @@ from probatum.errors import ProbatumError
 from probatum.metrics.fidelity import luma, psnr
 from probatum.superres.degradation import crop_to_multiple, degrade
 from probatum.superres.parts import bicubic
-from probatum.superres.patches import Patches, Photo
+from probatum.superres.patches import Photo
 
-__all__ = ["Fit", "enlarge", "validate"]
+__all__ = ["Batches", "Fit", "enlarge", "validate"]
+
+
+class Batches(Protocol):
+    """Where batches come from: `Patches` of photographs, `StereoPatches` of pairs."""
+
+    generator: torch.Generator
+    pairs: dict[int, list[tuple[Tensor, Tensor]]]
+
+    def draw(self, scale: int) -> tuple[Tensor, Tensor]: ...
 
 
 @torch.no_grad()
@@ -62,7 +71,7 @@ class Fit:
     def __init__(
         self,
         net: nn.Module,
-        patches: Patches,
+        patches: Batches,
         *,
         steps: int,
         lr: float,

@@ -265,9 +265,7 @@ class NAFSSR(nn.Module):
         stage = self.body[index].module
         if stage.fusion is None:  # type: ignore[union-attr]
             raise ProbatumError(f"block must be one with stereo attention ({self._config['fusion']}), got {block!r}")
-        y = self.intro(torch.cat(x.split(3, 1)))
-        for before in self.body[:index]:
-            y = before(y)
+        y = self.body[:index](self.intro(torch.cat(x.split(3, 1))))
         return stage.fusion.disparity(*stage.blk(y).chunk(2))  # type: ignore[union-attr, operator]
 
     def _check(self, x: Tensor) -> None:

@@ -3,9 +3,8 @@
 A pair is rectified: a point lies in the same row of both views, and its disparity x_left - x_right is positive, larger for what is near.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -16,7 +15,17 @@ from probatum.errors import ProbatumError
 from probatum.metrics.fidelity import psnr
 from probatum.superres.degradation import Kind, crop_to_multiple, degrade
 
-__all__ = ["PairCheck", "StereoPatches", "check_pair", "enlarge_pair", "motorcycle", "pair_psnr", "random_disparity", "synthetic_pair"]
+__all__ = [
+    "PairCheck",
+    "StereoPatches",
+    "check_pair",
+    "enlarge_pair",
+    "motorcycle",
+    "pair_psnr",
+    "random_disparity",
+    "sample_rows",
+    "synthetic_pair",
+]
 
 PERMUTATIONS = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 
@@ -66,15 +75,18 @@ def synthetic_pair(photo: Tensor, disparity: Tensor) -> tuple[Tensor, Tensor]:
     if low < 0 or high >= width - 1:
         raise ProbatumError(f"disparity must be from 0 to below {width - 1}, got {low:g} to {high:g}")
     kept = width - int(np.ceil(high))
-    source = torch.arange(kept) + disparity[:, :kept].double()  # (H, kept)
-    whole = source.floor()
-    t = source - whole
-    total = torch.zeros((photo.shape[0], *source.shape), dtype=torch.float64)
-    for tap, weight in zip((-1, 0, 1, 2), _cubic(t), strict=True):
-        index = (whole.long() + tap).clamp_(0, width - 1).expand(photo.shape[0], -1, -1)
-        total += photo.double().gather(2, index) * weight
-    right = total.round_().clamp_(0, 255).to(torch.uint8) if photo.dtype == torch.uint8 else total.to(photo.dtype)
-    return photo[:, :, :kept].contiguous(), right
+    return photo[:, :, :kept].contiguous(), sample_rows(photo, torch.arange(kept) + disparity[:, :kept])
+
+
+def sample_rows(view: Tensor, columns: Tensor) -> Tensor:
+    """A view (C, H, W) read at real-valued columns (H, W'): (C, H, W') of its type, bicubic along the row, its ends repeated."""
+    columns = columns.double()
+    whole = columns.floor()
+    total = torch.zeros((view.shape[0], *columns.shape), dtype=torch.float64)
+    for tap, weight in zip((-1, 0, 1, 2), _cubic(columns - whole), strict=True):
+        index = (whole.long() + tap).clamp_(0, view.shape[2] - 1).expand(view.shape[0], -1, -1)
+        total += view.double().gather(2, index) * weight
+    return total.round_().clamp_(0, 255).to(torch.uint8) if view.dtype == torch.uint8 else total.to(view.dtype)
 
 
 def _cubic(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -99,9 +111,9 @@ class StereoPatches:
 
     def __init__(
         self, pairs: Iterable[tuple[Tensor, Tensor]], scale: int, *, size: tuple[int, int] = (30, 90), batch: int = 4,
-        generator: torch.Generator, colours: bool = True, flips: bool = True, kind: Kind = "matlab", device: str | torch.device = "cpu",
+        generator: torch.Generator, colours: bool = True, flips: bool = True, swap: bool = True, kind: Kind = "matlab", device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
-        self.size, self.batch, self.generator, self.colours, self.flips = size, batch, generator, colours, flips
+        self.size, self.batch, self.generator, self.colours, self.flips, self.swap = size, batch, generator, colours, flips, swap
         self.device = torch.device(device)
         found = []
         for left, right in pairs:
@@ -129,22 +141,24 @@ class StereoPatches:
             down, across = (integer(2) == 1 if self.flips else False for _ in range(2))
             for source, factor, out in zip(pair, (1, scale), batch, strict=True):
                 crop = source[:, top * factor : (top + rows) * factor, left * factor : (left + columns) * factor]
-                out.append(augment(crop, colours, down=down, across=across))
+                out.append(augment(crop, colours, down=down, across=across, swap=self.swap))
         low, high = (torch.stack(side).to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last) for side in batch)
         return low, high
 
 
-def augment(pair: Tensor, colours: Tensor, *, down: bool, across: bool) -> Tensor:
-    """A pair (6, H, W) with its channels in another order, turned top-down, mirrored with its views swapped."""
+def augment(pair: Tensor, colours: Tensor, *, down: bool, across: bool, swap: bool = True) -> Tensor:
+    """A pair (6, H, W) with its channels in another order, turned top-down, mirrored with its views swapped (if `swap`)."""
     pair = pair[torch.cat([colours, colours + 3])]
     if down:
         pair = pair.flip(1)
-    return pair.flip(2).roll(3, 0) if across else pair
+    if across:
+        pair = pair.flip(2).roll(3 if swap else 0, 0)
+    return pair
 
 
 @torch.no_grad()
-def enlarge_pair(net: nn.Module | None, low: Tensor, scale: int) -> Tensor:
-    """(6, h, w) uint8 -> (6, scale h, scale w) uint8, rounded; `net` None is bicubic."""
+def enlarge_pair(net: Callable[[Tensor, int], Tensor] | None, low: Tensor, scale: int) -> Tensor:
+    """(6, h, w) uint8 -> (6, scale h, scale w) uint8, rounded; `net` is a network or a function, None is bicubic."""
     from probatum.superres.parts import bicubic
 
     x = (low[None].float() / 255).contiguous(memory_format=torch.channels_last)
@@ -152,12 +166,13 @@ def enlarge_pair(net: nn.Module | None, low: Tensor, scale: int) -> Tensor:
     return (y[0].float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def pair_psnr(net: nn.Module | None, pair: Tensor, scale: int, kind: Kind = "matlab") -> float:
-    """PSNR on RGB of a pair (6, H, W) uint8 that was shrunk and enlarged again, nothing cut off, the mean of both views (the paper's)."""
+def pair_psnr(net: Callable[[Tensor, int], Tensor] | None, pair: Tensor, scale: int, kind: Kind = "matlab") -> tuple[float, float]:
+    """PSNR on RGB of both views of a pair (6, H, W) uint8 that was shrunk and enlarged again, nothing cut off. The paper's is their mean."""
     high = crop_to_multiple(pair, scale)
-    device = next(net.parameters()).device if net is not None else torch.device("cpu")
+    device = next(net.parameters()).device if isinstance(net, nn.Module) else torch.device("cpu")
     got = enlarge_pair(net, degrade(high, scale, kind).to(device), scale).cpu()
-    return fmean(psnr(*(x.permute(1, 2, 0).numpy() for x in (got[part], high[part]))) for part in (slice(0, 3), slice(3, 6)))
+    left, right = (psnr(*(x.permute(1, 2, 0).numpy() for x in (got[part], high[part]))) for part in (slice(0, 3), slice(3, 6)))
+    return left, right
 
 
 @dataclass(frozen=True)

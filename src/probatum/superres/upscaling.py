@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class Upscaler:
         scale: factor; must be one of the net's.
         tile: side of a tile in input pixels, or "auto": as large as `budget` bytes allow.
         device: torch device. `budget`: bytes for a tile; default 1 GiB on a CPU (a third of the free memory, if that
-            is less), half of the free memory on a CUDA device.
+            is less), half of the free memory on a CUDA device, and for pairs on a CPU too: their strips are exact only when they are large.
         layout: for nets of stereo pairs, how the views come: "pair" (two files), "sbs" (side by side in one), "tb" (left above right), or
             "duplicate" (one picture given as both views). Their `tile` is rows of a strip as wide as the picture.
         overlap: with a layout, rows run with a strip on either side; None takes those that make it exact, or with tile "auto" what fits
@@ -107,7 +107,7 @@ class Upscaler:
         pairs.same_size(left, right)
         height, width = left.colour.shape[:2]
         net: Any = self.net
-        budget = self.budget or _budget(self.device)
+        budget = self.budget or _budget(self.device, half=True)
         tile, overlap = pairs.rows_for(net, self.scale, height, width, budget=budget, tile=self.tile, overlap=self.overlap)
         below = []
         for a, b in pairs.enlarged(
@@ -224,7 +224,7 @@ def _check_device(device: str) -> None:
         raise NotHere(f"this machine has no {kind.type} device that torch can use")
 
 
-def _budget(device: str) -> float:
+def _budget(device: str, half: bool = False) -> float:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2
     try:
@@ -232,7 +232,7 @@ def _budget(device: str) -> float:
         free = 1024 * int(text.partition("MemAvailable:")[2].split()[0])
     except (OSError, IndexError, ValueError):
         return BUDGET
-    return min(BUDGET, free / 3)
+    return free / 2 if half else min(BUDGET, free / 3)
 
 
 @dataclass(frozen=True)
@@ -326,9 +326,9 @@ def plan_pairs(left: str | Path, right: str | Path, out: str | Path, form: str =
         raise ProbatumError(f"-o {out}: with --right it is a folder, which gets left/ and right/")
     found = []
     for side, name in zip(sides, ("left", "right"), strict=True):
-        jobs, _, _ = plan([side], out / name, form)
-        base = side.parent if side.is_file() else side
-        found.append({None if side.is_file() else job.source.relative_to(base): job for job in jobs})
+        jobs, _, _ = plan([side], out, form)
+        jobs = [replace(job, target=out / name / job.target.relative_to(out)) for job in jobs]
+        found.append({None if side.is_file() else job.source.relative_to(side): job for job in jobs})
     alone = sorted(str(name) for name in set(found[0]) ^ set(found[1]))
     if alone:
         raise ProbatumError(f"{alone[0]} has no other view: {left} and {right} must hold the same names ({len(alone)} differ)")

@@ -9,7 +9,8 @@ ours is faster. `photo12`: a photograph of 12 megapixels to PNG at x4, as the co
 strips, because memory is flat after them (`--strips 0` takes all). Memory is what the process held at most beyond what
 it held before the picture was read. `scam`: nafssr's stereo attention between two views of 64 rows and 48 channels, by the score matrix
 (B, H, W, W) as the authors compute it and by rows as heads of torch's fused attention, at growing widths; a ratio is matrix / ours.
-`pair`: a stereo pair at x4 by nafssr's smallest preset, whole and in strips, exact and with few rows around them. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
+`pair`: a stereo pair at x4 by a nafssr of four blocks of width 48 (random weights), whole and in strips, exact and with few rows around
+them. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
 so there is nothing to time on this machine.
 """
 
@@ -143,14 +144,14 @@ def scam(form: str, width: int) -> tuple[float, int]:
 
 
 def pair(height: int, width: int, tile: int, overlap: int | None) -> tuple[float, int, float]:
-    """Seconds and extra bytes of a pair at x4 by the preset T (random weights), and what its strips differ by at seams, in 8-bit levels."""
+    """Seconds and extra bytes of a pair at x4, and what its strips differ by at seams, in 8-bit levels."""
     import torch
 
     from probatum.superres import NAFSSR
     from probatum.superres.tiling import strips
 
     torch.manual_seed(0)
-    net = NAFSSR.preset("T", 4, layer_scale=0.1).eval().to(memory_format=torch.channels_last)
+    net = NAFSSR(4, blocks=4, layer_scale=0.1).eval().to(memory_format=torch.channels_last)
     views = torch.from_numpy(np.concatenate([picture(1)[:height, column : column + width] for column in (0, 8)], 2)).permute(2, 0, 1)
     seams: list[float] = []
     reset_peak_memory()
@@ -171,10 +172,10 @@ def stereo_rows(only: str | None, rounds: int, threads: int) -> list[dict]:
         for form, values in found.items():
             ratios = [b[0] / a[0] for a, b in zip(*found.values(), strict=True)] if form == "matrix" else [1.0]
             rows.append(_row(f"nafssr attention, 64 x {width}, 48 channels", form, values, ratios))
-    for name, tile, overlap in (("whole", 300, 0), ("strips of 75, exact", 75, None), ("strips of 75, 46 rows around", 75, 46)):
+    for name, tile, overlap in (("whole", 400, 0), ("strips of 100, exact", 100, None), ("strips of 100, 23 rows around", 100, 23)):
         if only in (None, "pair"):
-            seconds, held, level = isolated(pair, 300, 400, tile, overlap, threads=threads).value
-            rows.append(_row(f"nafssr T x4, 400 x 300 pair, seams {level:.3f}", name, [(seconds, held)], []))
+            seconds, held, level = isolated(pair, 400, 400, tile, overlap, threads=threads).value
+            rows.append(_row(f"nafssr x4, 400 x 400 pair, seams {level:.3f}", name, [(seconds, held)], []))
     return rows
 
 

@@ -178,6 +178,12 @@ def test_one_score_matrix_serves_both_directions():
     assert torch.allclose(got[1], right + scam.gamma * to_right, atol=1e-5)
 
 
+def test_gradients_reach_both_sides_of_the_attention():
+    scam = SCAM(5, layer_scale=0.1)
+    sum(view.square().sum() for view in scam(torch.randn(1, 5, 3, 6), torch.randn(1, 5, 3, 6))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in scam.parameters())
+
+
 def test_attention_finds_the_shift_of_a_shifted_view():
     """Identity projections, one-hot columns: right(x) = left(x + 3), so disparity is 3, and the values that come back are the view's own."""
     width, shift = 16, 3

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
 SCALE = 2
 WIDTH, BLOCKS = 16, 4
 APART = 20  # without attention: 11 c^2 weights a block become 7 c^2
-STEPS = {"smoke": 4, "quick": 500, "full": 5_000}
+STEPS = {"smoke": 4, "quick": 300, "full": 5_000}
 # Rows of the pair: to train on, to choose rates on, to test on.
 TRAIN, VALIDATION, TEST = slice(0, 240), slice(256, 300), slice(325, 499)
-# The best of 1.5e-3, 3e-3, 6e-3 and 1.2e-2 for each arm on the validation rows, with seed 100.
-RATES = {"fused": 3e-3, "apart": 3e-3, "moved": 3e-3, "told": 3e-3}
+# The best of 3e-3, 6e-3, 1.2e-2 and 2.4e-2 for each arm on the validation rows, 300 steps with seed 100 (dB: fused 27.31 27.41 27.48 27.21,
+# apart 27.30 27.32 27.36 27.16, moved 27.05 27.14 27.09 27.01, told 27.17 27.21 27.10 and less).
+RATES = {"fused": 1.2e-2, "apart": 1.2e-2, "moved": 6e-3, "told": 6e-3}
 
 
 @claim(
     "nafssr", "fusion", version=1, first_seed=10, source="Table 3 (stereo attention), README (Flickr1024)",
     says="fusing the second view beats the same trunk on one view, and the same net whose second view shows other rows",
     reported="Flickr1024 x2, mean of both views: T 28.94 dB, .9128; 445,068 parameters; 400,000 steps",
-    budgets={"quick": 3, "full": 10},
+    budgets={"quick": 5, "full": 10},
     holds_if=[
         above("psnr", "fused", "apart", kind="paired", on="the lower rows of one pair"),
         above("psnr", "fused", "moved", kind="paired", on="the lower rows of one pair"),
@@ -35,7 +36,7 @@ RATES = {"fused": 3e-3, "apart": 3e-3, "moved": 3e-3, "told": 3e-3}
 def fusion(run: Run, seed: int) -> None:
     """The Middlebury motorcycle, a rectified pair of 741 x 500 pixels: a test of the mechanism on one scene, not a benchmark. Trained on
     its rows 0 to 239, rates chosen on rows 256 to 299, tested on rows 325 to 498; x2, MATLAB's bicubic; PSNR on RGB, nothing cut off, mean of
-    both views, as the paper. Width 16, four blocks, 500 steps of two crops of 16 x 90 (full: 5,000), Adam, cosine, L1, a last convolution
+    both views, as the paper. Width 16, four blocks, 300 steps of two crops of 16 x 90 (full: 5,000), Adam, cosine, L1, a last convolution
     that starts at zero, branches that start at 0.1: where the paper starts them at zero, nothing would happen in so few steps.
 
     `fused` is the method. `apart` has no attention and is wider, so that it has as many parameters. `moved` is the method on a right view

@@ -538,6 +538,22 @@ def test_little_memory_takes_fewer_rows_and_tells_the_error(model, views, tmp_pa
     assert told[48] == [] and "4 strips with 2 rows around them instead of 41 differ by at most" in told[2][0]
 
 
+def test_a_net_of_single_pictures_goes_through_the_command_too(views, tmp_path, monkeypatch):
+    """Its reach is larger than a tile: the picture goes whole where that fits."""
+    single = NAFSSR(2, width=4, blocks=2, fusion=(), window=(45, 135), layer_scale=0.3)
+    weights.save(single, tmp_path / "single.safetensors", half=False)
+    Image.fromarray(views[0]).save(tmp_path / "a.png")
+    upscaler = Upscaler(str(tmp_path / "single.safetensors"), 2, budget=1e7)
+    tiles, real = [], upscaling.strips
+    monkeypatch.setattr(upscaling, "strips", lambda *given, **named: tiles.append(named["tile"]) or real(*given, **named))
+    jobs, _, _ = plan([tmp_path / "a.png"], tmp_path / "b.png")
+    assert run(upscaler, jobs, out=None)[0].state == "done" and tiles == [120]
+    x = torch.from_numpy(views[0]).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        want = weights.load(tmp_path / "single.safetensors")(x)[0].mul(255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), want)
+
+
 def test_warnings_reach_the_result(model, tmp_path):
     from probatum.superres.stereo import motorcycle
 

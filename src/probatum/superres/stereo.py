@@ -33,16 +33,10 @@ PERMUTATIONS = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 
 def motorcycle() -> tuple[Tensor, Tensor, Tensor]:
     """The Middlebury 2014 motorcycle that scikit-image carries: left and right (3, 500, 741) uint8, and the disparity of the left view
     (500, 741) in pixels, not finite where it is unknown."""
-    from PIL import Image
+    from probatum.data.stereo import motorcycle_pair
 
-    from probatum.data.stereo import MOTORCYCLE_DISPARITY, MOTORCYCLE_LEFT, MOTORCYCLE_RIGHT
-
-    views = []
-    for view in (MOTORCYCLE_LEFT, MOTORCYCLE_RIGHT):
-        with Image.open(view.path()) as image:
-            views.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous())
-    with np.load(MOTORCYCLE_DISPARITY.path()) as file:
-        return views[0], views[1], torch.from_numpy(file["arr_0"])
+    left, right, disparity = motorcycle_pair()
+    return torch.from_numpy(left).permute(2, 0, 1), torch.from_numpy(right).permute(2, 0, 1), torch.from_numpy(disparity)
 
 
 def random_disparity(

@@ -22,7 +22,7 @@ from torch import Tensor
 from probatum.errors import NotHere, ProbatumError
 from probatum.superres import media, pairs, weights
 from probatum.superres.parts import SRModel, bicubic, pick_scale
-from probatum.superres.tiling import strips, tile_for
+from probatum.superres.tiling import bytes_per_pixel, strips, tile_for
 
 __all__ = ["Job", "Result", "Upscaler", "plan", "plan_pairs", "run", "upscale_array", "upscale_pair"]
 
@@ -138,11 +138,15 @@ class Upscaler:
 
         top = 0
         image = _planes(colour)
+        tile = self.size
+        if self.tile == "auto" and tile < 2 * (self.net.radius or 0):  # mostly border: whole, if that fits
+            fits = (self.budget or _budget(self.device)) / bytes_per_pixel(self.net, self.scale)
+            tile = max(image.shape[1:]) if image.shape[1] * image.shape[2] <= fits else tile
         for strip in strips(
             self.net,
             image.expand(3, -1, -1),
             self.scale,
-            tile=self.size,
+            tile=tile,
             overlap=self.net.radius or 0,
             device=self.device,
             finish=finish,

@@ -26,7 +26,7 @@ ROWS = "on the lower rows of one pair"
 
 
 @claim(
-    "nafssr", "fusion", version=1, first_seed=10, source="Table 3 (stereo attention), README (Flickr1024)",
+    "nafssr", "fusion", version=1, first_seed=10, source="stereo cross attention (SCAM); the authors' README (Flickr1024)",
     says="fusing the second view beats the same trunk on one view, and the same net whose second view shows other rows",
     reported="Flickr1024 x2, mean of both views: T 28.94 dB, .9128; 445,068 parameters; 400,000 steps",
     budgets={"quick": 5, "full": 10},
@@ -65,9 +65,9 @@ def fusion(run: Run, seed: int) -> None:
 
 
 @claim(
-    "nafssr", "disparity", version=1, first_seed=10, source="Figure 2 (attention along the epipolar line)",
+    "nafssr", "disparity", version=1, first_seed=10, source="stereo cross attention (SCAM) along the epipolar line",
     says="where the attention of the left view looks is nearer to the true disparity than the best constant",
-    reported="no figure: attention maps are shown",
+    reported="no figure of its own: the attention is there for the corresponding point",
     budgets={"quick": 5, "full": 10},
     holds_if=[below("error", "attention", "constant", kind="paired", on=ROWS)],
 )  # fmt: skip

@@ -1,5 +1,5 @@
 """carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
-memory.
+memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
@@ -7,7 +7,10 @@ memory.
 makes it, no tiles); every run is a fresh process, the arms alternate, a ratio is eager / ours of one round: above 1
 ours is faster. `photo12`: a photograph of 12 megapixels to PNG at x4, as the command does it; by default its first two
 strips, because memory is flat after them (`--strips 0` takes all). Memory is what the process held at most beyond what
-it held before the picture was read. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
+it held before the picture was read. `scam`: nafssr's stereo attention between two views of 64 rows and 48 channels, by the score matrix
+(B, H, W, W) as the authors compute it and by rows as heads of torch's fused attention, at growing widths; a ratio is matrix / ours.
+`pair`: a stereo pair at x4 by a nafssr of four blocks of width 48 (random weights), whole and in strips, exact and with few rows around
+them. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
 so there is nothing to time on this machine.
 """
 
@@ -111,10 +114,80 @@ def photo12(name: str, strips: int) -> tuple[float, int, int]:
         return time.perf_counter() - begun, held, count
 
 
+def scam(form: str, width: int) -> tuple[float, int]:
+    """Seconds and extra bytes of nafssr's SCAM between two views of 64 rows."""
+    import torch
+
+    from probatum.superres import SCAM
+
+    torch.manual_seed(0)
+    module = SCAM(48, layer_scale=0.1).eval()
+    left, right = (torch.randn(1, 48, 64, width).contiguous(memory_format=torch.channels_last) for _ in range(2))
+
+    def matrix() -> tuple[torch.Tensor, torch.Tensor]:
+        q_l, q_r = (x.permute(0, 2, 3, 1) for x in module.scores_from(left, right))
+        v_l, v_r = (x.permute(0, 2, 3, 1) for x in (module.l_proj2(left), module.r_proj2(right)))
+        scores = q_l @ q_r.transpose(2, 3) * 48**-0.5
+        to_left, to_right = scores.softmax(3) @ v_r, scores.transpose(2, 3).softmax(3) @ v_l
+        return left + module.beta * to_left.permute(0, 3, 1, 2), right + module.gamma * to_right.permute(0, 3, 1, 2)
+
+    with torch.no_grad():
+        call = matrix if form == "matrix" else lambda: module(left, right)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(matrix(), module(left, right), strict=True)) if width <= 320 else call()
+        reset_peak_memory()
+        before, times = peak_memory(), []
+        for _ in range(3):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+    return min(times), peak_memory() - before
+
+
+def pair(height: int, width: int, tile: int, overlap: int | None) -> tuple[float, int, float]:
+    """Seconds and extra bytes of a pair at x4, and what its strips differ by at seams, in 8-bit levels."""
+    import torch
+
+    from probatum.superres import NAFSSR
+    from probatum.superres.tiling import strips
+
+    torch.manual_seed(0)
+    net = NAFSSR(4, blocks=4, layer_scale=0.1).eval().to(memory_format=torch.channels_last)
+    views = torch.from_numpy(np.concatenate([picture(1)[:height, column : column + width] for column in (0, 8)], 2)).permute(2, 0, 1)
+    seams: list[float] = []
+    reset_peak_memory()
+    before, begun = peak_memory(), time.perf_counter()
+    for _ in strips(net, views, 4, tile=tile, overlap=net.rows if overlap is None else overlap, whole_rows=True, seams=seams):
+        pass
+    return time.perf_counter() - begun, peak_memory() - before, 255 * max(seams, default=0.0)
+
+
+def stereo_rows(only: str | None, rounds: int, threads: int) -> list[dict]:
+    """Results of `scam` and `pair`."""
+    rows: list[dict] = []
+    for width in (320, 640, 1280) if only in (None, "scam") else ():
+        found: dict[str, list[tuple[float, int]]] = {"rows": [], "matrix": []}
+        for round_ in range(rounds):
+            for form in list(found) if round_ % 2 == 0 else reversed(list(found)):
+                found[form].append(isolated(scam, form, width, threads=threads).value)
+        for form, values in found.items():
+            ratios = [b[0] / a[0] for a, b in zip(*found.values(), strict=True)] if form == "matrix" else [1.0]
+            rows.append(_row(f"nafssr attention, 64 x {width}, 48 channels", form, values, ratios))
+    for name, tile, overlap in (("whole", 400, 0), ("strips of 100, exact", 100, None), ("strips of 100, 23 rows around", 100, 23)):
+        if only in (None, "pair"):
+            seconds, held, level = isolated(pair, 400, 400, tile, overlap, threads=threads).value
+            rows.append(_row(f"nafssr x4, 400 x 400 pair, seams {level:.3f}", name, [(seconds, held)], []))
+    return rows
+
+
+def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list[float]) -> dict:
+    seconds = statistics.median(v[0] for v in values)
+    return {"benchmark": benchmark, "arm": arm, "seconds": seconds, "extra_gib": max(v[1] for v in values) / GIB, "ratios": ratios}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["whole", "photo12"])
+    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair"])
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--strips", type=int, default=2)
@@ -123,8 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     threads = int(os.environ["OMP_NUM_THREADS"])
-    name, rows = model(), []  # type: str, list[dict]
-    if args.only != "photo12":
+    name, rows = model(), stereo_rows(args.only, args.rounds, threads) if args.only not in ("whole", "photo12") else []
+    if args.only in (None, "whole"):
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):
             order = [("upscale, tiles", ours), ("eager, whole image", eager)]
@@ -141,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
                     "ratios": ratios if arm != "upscale, tiles" else [1.0],
                 }
             )
-    if args.only != "whole":
+    if args.only in (None, "photo12"):
         seconds, held, count = isolated(photo12, name, args.strips, threads=threads).value
         rows.append(
             {
@@ -166,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         ratios = row["ratios"]
         spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else ""
         print(
-            f"{row['benchmark']:38} {row['arm']:22} {row['seconds']:8.1f} s {row['extra_gib']:6.2f} GiB extra  {spread}"
+            f"{row['benchmark']:42} {row['arm']:28} {row['seconds']:8.3f} s {row['extra_gib']:6.2f} GiB extra  {spread}"
         )
 
 

@@ -22,6 +22,10 @@ def upscale(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N, mps.")] = "cpu",
     format: Annotated[str, typer.Option(help="auto (as the input), png, jpeg, webp, tiff.")] = "auto",
+    right: Annotated[Path | None, typer.Option(help="Right view of a stereo pair (IN is the left one), or a folder of them.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Both views are in each IN: sbs (side by side) or tb (left above right).")] = None,
+    duplicate: Annotated[bool, typer.Option("--duplicate", help="Give one picture to a stereo net as both views.")] = False,
+    overlap: Annotated[int | None, typer.Option(help="Rows around the strips of a pair; by default exact where memory allows.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that this command did not make.")
     ] = False,
@@ -35,8 +39,19 @@ def upscale(
         raise MissingExtra(f"upscale needs {error.name}: pip install 'probatum[superres]'") from None
     if tile != "auto" and not tile.isdigit():
         raise ProbatumError(f"--tile must be auto or a number of pixels from 16 on, got {tile!r}")
-    upscaler = upscaling.Upscaler(model, scale, tile=tile if tile == "auto" else int(tile), device=device)  # type: ignore[arg-type]
-    jobs, single, form = upscaling.plan(inputs, out, format)
+    if layout not in (None, "sbs", "tb"):
+        raise ProbatumError(f"--layout must be sbs or tb, got {layout!r}")
+    given = [name for name, there in (("--right", right), ("--layout", layout), ("--duplicate", duplicate)) if there]
+    if len(given) > 1:
+        raise ProbatumError(f"{' and '.join(given)} exclude each other")
+    if right and len(inputs) != 1:
+        raise ProbatumError(f"--right goes with one IN, the left view or a folder of them, got {len(inputs)}")
+    views: Any = "pair" if right else "duplicate" if duplicate else layout
+    upscaler = upscaling.Upscaler(model, scale, tile if tile == "auto" else int(tile), device, layout=views, overlap=overlap)  # type: ignore[arg-type]
+    if right:
+        jobs, single, form = upscaling.plan_pairs(inputs[0], right, out, format), False, format
+    else:
+        jobs, single, form = upscaling.plan(inputs, out, format)
     with interruptible(), _Screen(json) as screen:
         results = upscaling.run(  # type: ignore[arg-type]
             upscaler, jobs, out=None if single else out, form=form, overwrite=overwrite, watch=screen  # type: ignore[arg-type]
@@ -97,5 +112,5 @@ class _Screen:
                 file=sys.stderr,
             )
         for note in result.notes:
-            if not self.json and note.startswith("CMYK"):
+            if not self.json and note.startswith(("CMYK", "warning")):
                 print(f"{result.source}: {note}", file=sys.stderr)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,9 +17,18 @@ from probatum.errors import ProbatumError
 from probatum.metrics.fidelity import luma, psnr
 from probatum.superres.degradation import crop_to_multiple, degrade
 from probatum.superres.parts import bicubic
-from probatum.superres.patches import Patches, Photo
+from probatum.superres.patches import Photo
 
-__all__ = ["Fit", "enlarge", "validate"]
+__all__ = ["Batches", "Fit", "enlarge", "validate"]
+
+
+class Batches(Protocol):
+    """Where batches come from: `Patches` of photographs, `StereoPatches` of pairs."""
+
+    generator: torch.Generator
+    pairs: dict[int, list[tuple[Tensor, Tensor]]]
+
+    def draw(self, scale: int) -> tuple[Tensor, Tensor]: ...
 
 
 @torch.no_grad()
@@ -50,7 +59,7 @@ class Fit:
         net: moved to channels-last memory. `patches`: where batches come from; its generator is part of the run's
             state.
         steps: the whole budget. `warm_up`: steps of linear rise of the rate.
-        lr: peak rate of Adam (0.9, 0.99).
+        lr: peak rate of Adam. `betas`: its two decays.
         schedule: "cosine" falls to zero at `steps`; "constant" stays, so that a longer budget is the same run: take
             `average` then.
         average: decay of the moving average of weights that `result` returns; None returns the weights themselves.
@@ -62,7 +71,7 @@ class Fit:
     def __init__(
         self,
         net: nn.Module,
-        patches: Patches,
+        patches: Batches,
         *,
         steps: int,
         lr: float,
@@ -70,6 +79,7 @@ class Fit:
         clip: float = 1.0,
         schedule: Literal["cosine", "constant"] = "cosine",
         average: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.99),
         loss: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
     ) -> None:
         if steps < 1 or not 0 < lr < math.inf:
@@ -80,7 +90,7 @@ class Fit:
         self.patches, self.steps, self.lr, self.warm_up, self.clip = patches, steps, lr, warm_up, clip
         self.schedule, self.decay, self.loss = schedule, average, loss
         self.weights = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.weights, lr=lr, betas=(0.9, 0.99), fused=True)
+        self.optimizer = torch.optim.Adam(self.weights, lr=lr, betas=betas, fused=True)
         self.average = [p.detach().clone() for p in self.weights] if average else []
         self.step, self.seconds, self.losses = 0, 0.0, []  # type: int, float, list[float]
 

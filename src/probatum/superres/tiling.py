@@ -38,7 +38,7 @@ def bytes_per_pixel(net: SRModel, scale: int) -> float:
         if not list(layer.children()):
             layer.register_forward_hook(note)
     with torch.no_grad():
-        ghost(torch.empty(1, 3, side, side, device="meta"), scale)
+        ghost(torch.empty(1, 3 * getattr(net, "views", 1), side, side, device="meta"), scale)
     return 1.5 * most / side**2
 
 
@@ -59,6 +59,8 @@ def strips(
     overlap: int,
     device: str | torch.device = "cpu",
     finish: Callable[[Tensor], Tensor] | None = None,
+    whole_rows: bool = False,
+    seams: list[float] | None = None,
 ) -> Iterator[Tensor]:
     """Enlarged horizontal strips of an image from top to bottom; neither it nor the result is ever on the device as a
     whole.
@@ -69,6 +71,9 @@ def strips(
         tile: side of a tile's core in input pixels. `overlap`: border run with it; the receptive radius makes the
             result exact.
         finish: made of each enlarged tile (C', h, w) before it is put in its place, such as rounding to 8 bits.
+        whole_rows: tiles are as wide as the image and `tile` rows high: for nets that look along whole rows.
+        seams: with `whole_rows`, gets for each seam the largest difference between what its two strips make of the input rows beside it:
+            0 up to rounding where the overlap is enough, a measure of the error where it is not.
     Yields:
         (C, scale h, scale W) on the CPU: floats, not clipped, or what `finish` makes.
     A tile that does not fit in memory is halved, down to 16 pixels, and the work goes on with the smaller size.
@@ -78,12 +83,13 @@ def strips(
     peak = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype, 1.0)
     height, width = image.shape[1:]
     top = 0
+    above: Tensor | None = None  # the rows around `top`, as the strip before it sees them
     while top < height:
         bottom = min(height, top + tile)
         try:
-            out = None
-            for left in range(0, width, tile):
-                right = min(width, left + tile)
+            out = below = None
+            for left in range(0, width, width if whole_rows else tile):
+                right = width if whole_rows else min(width, left + tile)
                 y0, y1 = max(0, top - overlap), min(height, bottom + overlap)
                 x0, x1 = max(0, left - overlap), min(width, right + overlap)
                 x = (
@@ -91,14 +97,17 @@ def strips(
                     .to(device)
                     .contiguous(memory_format=torch.channels_last)
                 )
-                y = run(x, scale)[
-                    0, :, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale
-                ]
+                full = run(x, scale)[0]
+                if seams is not None and whole_rows and overlap:
+                    if above is not None:
+                        seams.append(float((full[:, (top - 1 - y0) * scale : (top + 1 - y0) * scale] - above).abs().max()))
+                    below = full[:, (bottom - 1 - y0) * scale : (bottom + 1 - y0) * scale].clone() if bottom < height else None
+                y = full[:, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale]
                 y = (finish(y) if finish else y).cpu()
                 if out is None:
                     out = torch.empty(y.shape[0], (bottom - top) * scale, width * scale, dtype=y.dtype)
                 out[..., left * scale : right * scale] = y
-                del x, y
+                del x, y, full
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -110,7 +119,7 @@ def strips(
             continue
         assert out is not None
         yield out
-        top = bottom
+        top, above = bottom, below
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from probatum.errors import NotHere, ProbatumError
-from probatum.superres import media, weights
+from probatum.superres import media, pairs, weights
 from probatum.superres.parts import SRModel, bicubic, pick_scale
-from probatum.superres.tiling import strips, tile_for
+from probatum.superres.tiling import bytes_per_pixel, strips, tile_for
 
-__all__ = ["Job", "Result", "Upscaler", "plan", "run", "upscale_array"]
+__all__ = ["Job", "Result", "Upscaler", "plan", "plan_pairs", "run", "upscale_array", "upscale_pair"]
 
 LEDGER = ".probatum-upscale.jsonl"
 PARTIAL = ".probatum-part"
@@ -40,9 +40,14 @@ class Upscaler:
         scale: factor; must be one of the net's.
         tile: side of a tile in input pixels, or "auto": as large as `budget` bytes allow.
         device: torch device. `budget`: bytes for a tile; default 1 GiB on a CPU (a third of the free memory, if that
-            is less), half of the free memory on a CUDA device.
+            is less), half of the free memory on a CUDA device, and for pairs on a CPU too: their strips are exact only when they are large.
+        layout: for nets of stereo pairs, how the views come: "pair" (two files), "sbs" (side by side in one), "tb" (left above right), or
+            "duplicate" (one picture given as both views). Their `tile` is rows of a strip as wide as the picture.
+        overlap: with a layout, rows run with a strip on either side; None takes those that make it exact, or with tile "auto" what fits
+            in memory, and the error is told.
     Raises:
-        ProbatumError: unknown model, a scale that the net has no head for, a tile below 16.
+        ProbatumError: unknown model, a scale that the net has no head for, a tile below 16, a layout with a net of single pictures or
+            none with one of pairs.
         NotHere: no such device.
     """
 
@@ -51,6 +56,8 @@ class Upscaler:
     tile: int | Literal["auto"] = "auto"
     device: str = "cpu"
     budget: float | None = None
+    layout: pairs.Layout | None = None
+    overlap: int | None = None
     net: SRModel = field(init=False)
     digest: str = field(init=False)
 
@@ -63,12 +70,59 @@ class Upscaler:
         self.net = weights.load(path, device=self.device)  # type: ignore[assignment]
         pick_scale(self.net.scales, self.scale)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self.tile == "auto":
+        self._check_layout()
+        if self.tile == "auto" and self.layout:
+            self.size = 0  # by each picture's width
+        elif self.tile == "auto":
             self.size = tile_for(self.net, self.scale, self.budget or _budget(self.device))
         elif isinstance(self.tile, int) and self.tile >= 16:
             self.size = self.tile
         else:
             raise ProbatumError(f"--tile must be auto or a number of pixels from 16 on, got {self.tile!r}")
+
+    def _check_layout(self) -> None:
+        """Raise unless the net's views are what the layout brings."""
+        views = getattr(self.net, "views", 1)
+        if self.layout is not None and self.layout not in pairs.LAYOUTS:
+            raise ProbatumError(f"layout must be one of {', '.join(pairs.LAYOUTS)} or None, got {self.layout!r}")
+        if views == 2 and self.layout is None:
+            raise ProbatumError(
+                f"{self.model} enlarges stereo pairs, and stereo needs two views: --right FILE, or --layout sbs or tb for a file that "
+                "holds both; use --model carn for one picture, or --duplicate to give it as both views"
+            )
+        if views == 1 and self.layout is not None:
+            raise ProbatumError(f"{self.model} enlarges single pictures: --right, --layout and --duplicate need a net of pairs (nafssr)")
+        if self.overlap is not None and (not self.layout or self.overlap < 0):
+            raise ProbatumError(f"--overlap is the rows around a strip of a stereo pair, 0 or more, got {self.overlap!r}")
+
+    def pieces(self, pictures: Sequence[media.Picture], notes: list[str]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Enlarged rows of each result, strip by strip: one result, or two of a pair of files. `notes` gets warnings."""
+        if self.layout is None:
+            yield from ((rows,) for rows in self.rows(pictures[0]))
+            return
+        first = pictures[0]
+        left, right = (
+            (first, pictures[1]) if self.layout == "pair" else (first, first) if self.layout == "duplicate" else pairs.cut(first, self.layout)
+        )
+        pairs.same_size(left, right)
+        height, width = left.colour.shape[:2]
+        net: Any = self.net
+        budget = self.budget or _budget(self.device, half=True)
+        tile, overlap = pairs.rows_for(net, self.scale, height, width, budget=budget, tile=self.tile, overlap=self.overlap)
+        below = []
+        for a, b in pairs.enlarged(
+            net, self.scale, left, right, tile=tile, overlap=overlap, device=self.device, notes=notes, warn=self.layout != "duplicate",
+            alpha=lambda p, top, bottom: self._alpha(p.alpha, top, bottom, 65535.0 if p.depth == 16 else 255.0),  # type: ignore[arg-type]
+            colour=lambda p: p.colour if p.alpha is None else _fill_transparent(p.colour, p.alpha),
+        ):  # fmt: skip
+            if self.layout == "pair":
+                yield a, b
+            elif self.layout == "sbs":
+                yield (np.concatenate([a, b], 1),)
+            else:
+                yield (a,)
+                below += [b] if self.layout == "tb" else []
+        yield from ((rows,) for rows in below)
 
     def rows(self, picture: media.Picture) -> Iterator[np.ndarray]:
         """The enlarged picture from top to bottom, in strips (h, W[, C]) of its own type, alpha last."""
@@ -84,11 +138,15 @@ class Upscaler:
 
         top = 0
         image = _planes(colour)
+        tile = self.size
+        if self.tile == "auto" and tile < 2 * (self.net.radius or 0):  # mostly border: whole, if that fits
+            fits = (self.budget or _budget(self.device)) / bytes_per_pixel(self.net, self.scale)
+            tile = max(image.shape[1:]) if image.shape[1] * image.shape[2] <= fits else tile
         for strip in strips(
             self.net,
             image.expand(3, -1, -1),
             self.scale,
-            tile=self.size,
+            tile=tile,
             overlap=self.net.radius or 0,
             device=self.device,
             finish=finish,
@@ -126,6 +184,21 @@ def upscale_array(upscaler: Upscaler, pixels: np.ndarray) -> np.ndarray:
     )
 
 
+def upscale_pair(upscaler: Upscaler, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Enlarge two views, each (H, W) grey or (H, W, 3), uint8 or uint16; `upscaler` has the layout "pair". Warnings are not given here:
+    `stereo.check_pair` has them."""
+    if upscaler.layout != "pair":
+        raise ProbatumError(f"upscaler must have layout 'pair', got {upscaler.layout!r}")
+    for name, view in (("left", left), ("right", right)):
+        if view.dtype not in (np.uint8, np.uint16) or view.ndim not in (2, 3) or (view.ndim == 3 and view.shape[2] != 3):
+            more = ": take alpha off first" if view.ndim == 3 and view.shape[2] in (2, 4, 7, 8) else ""
+            more = ": give the two views apart" if view.ndim == 3 and view.shape[2] == 6 else more
+            raise ProbatumError(f"{name} must be uint8 or uint16, (H, W) or (H, W, 3), got {view.dtype} {view.shape}{more}")
+    strips_of = list(upscaler.pieces([media.Picture(view, None, None, None, "png") for view in (left, right)], []))
+    a, b = (np.concatenate([strip[view] for strip in strips_of]) for view in (0, 1))
+    return a, b
+
+
 def _planes(pixels: np.ndarray) -> Tensor:
     """(H, W[, C]) -> (C, H, W) without a copy where memory order allows."""
     x = torch.from_numpy(np.ascontiguousarray(pixels))
@@ -155,7 +228,7 @@ def _check_device(device: str) -> None:
         raise NotHere(f"this machine has no {kind.type} device that torch can use")
 
 
-def _budget(device: str) -> float:
+def _budget(device: str, half: bool = False) -> float:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2
     try:
@@ -163,18 +236,26 @@ def _budget(device: str) -> float:
         free = 1024 * int(text.partition("MemAvailable:")[2].split()[0])
     except (OSError, IndexError, ValueError):
         return BUDGET
-    return min(BUDGET, free / 3)
+    return free / 2 if half else min(BUDGET, free / 3)
 
 
 @dataclass(frozen=True)
 class Job:
     """A file to enlarge: where from, where to, its size as stored (0 where the header is unreadable), and what is wrong
-    with it."""
+    with it; of a stereo pair in two files also the right view's."""
 
     source: Path
     target: Path
     pixels: int = 0
     error: str | None = None
+    right: Path | None = None
+    right_target: Path | None = None
+
+    @property
+    def files(self) -> list[tuple[Path, Path]]:
+        """(source, target) of all views."""
+        right = [(self.right, self.right_target)] if self.right and self.right_target else []
+        return [(self.source, self.target), *right]
 
 
 @dataclass
@@ -231,6 +312,34 @@ def plan(inputs: Sequence[str | Path], out: str | Path, form: str = "auto") -> t
                 f"{other} and {job.source} would both become {job.target}; enlarge them into different folders"
             )
     return list({job.source: job for job in jobs}.values()), False, form
+
+
+def plan_pairs(left: str | Path, right: str | Path, out: str | Path, form: str = "auto") -> list[Job]:
+    """Jobs of stereo pairs in two files: a left and a right file, or two folders with the same names in them. The results go into the
+    folders left and right of OUT.
+
+    Raises:
+        ProbatumError: no such input, a file beside a folder, a picture without its other view, an OUT that is a file.
+    """
+    sides, out = (Path(left), Path(right)), Path(out)
+    if sides[0].is_file() != sides[1].is_file():
+        raise ProbatumError(f"--right must be a {'file' if sides[0].is_file() else 'folder'}, as {left} is, got {right}")
+    if sides[0].exists() and sides[1].exists() and sides[0].samefile(sides[1]):
+        raise ProbatumError(f"--right is the left view itself ({right}); --duplicate gives one picture as both views")
+    if out.suffix.lower() in media.ENDINGS and not out.is_dir():
+        raise ProbatumError(f"-o {out}: with --right it is a folder, which gets left/ and right/")
+    found = []
+    for side, name in zip(sides, ("left", "right"), strict=True):
+        jobs, _, _ = plan([side], out, form)
+        jobs = [replace(job, target=out / name / job.target.relative_to(out)) for job in jobs]
+        found.append({None if side.is_file() else job.source.relative_to(side): job for job in jobs})
+    alone = sorted(str(name) for name in set(found[0]) ^ set(found[1]))
+    if alone:
+        raise ProbatumError(f"{alone[0]} has no other view: {left} and {right} must hold the same names ({len(alone)} differ)")
+    return [
+        Job(a.source, a.target, a.pixels + b.pixels, a.error or b.error, right=b.source, right_target=b.target)
+        for a, b in ((job, found[1][name]) for name, job in found[0].items())
+    ]
 
 
 def _walk(folder: Path, out: Path) -> Iterator[Path]:
@@ -326,34 +435,51 @@ def run(
 def _one(upscaler: Upscaler, job: Job, form: str, overwrite: bool, ledger: "Ledger | None", watch: Watch) -> Result:
     if job.error:
         raise ProbatumError(job.error)
-    content = hashlib.sha256(job.source.read_bytes()).hexdigest()
-    key = hashlib.sha256(json.dumps([content, upscaler.digest, upscaler.scale, form]).encode()).hexdigest()
-    if job.target.exists():
-        if job.target.samefile(job.source):
-            raise ProbatumError(f"the result would replace the picture {job.source} itself; choose another -o")
-        state = ledger.state(job.target) if ledger else None
-        if state == key and not overwrite:
-            return Result(str(job.source), str(job.target), "kept")
-        if state is None and not overwrite:
-            raise ProbatumError(f"{job.target} exists and was not made by this command; --overwrite replaces it")
-    picture = media.read(job.source)
-    height, width = (n * upscaler.scale for n in picture.colour.shape[:2])
-    form = media.format_for(picture, width, height, form)
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    partial = job.target.with_name(f".{job.target.name}.{os.getpid()}{PARTIAL}")
-    sink = media.Sink(partial, picture, width, height, form)
+    made: list[Any] = [hashlib.sha256(source.read_bytes()).hexdigest() for source, _ in job.files]
+    made += [upscaler.digest, upscaler.scale, form]
+    if upscaler.layout:  # what changes the pixels of pairs beyond that
+        made += [upscaler.layout, upscaler.tile, upscaler.overlap]
+    key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+    finished = []
+    for _, target in job.files:
+        if target.exists():
+            if any(target.samefile(source) for source, _ in job.files):
+                raise ProbatumError(f"the result would replace the picture {target} itself; choose another -o")
+            state = ledger.state(target) if ledger else None
+            if state is None and not overwrite:
+                raise ProbatumError(f"{target} exists and was not made by this command; --overwrite replaces it")
+            finished.append(state == key)
+    if len(finished) == len(job.files) and all(finished) and not overwrite:
+        return Result(str(job.source), str(job.target), "kept")
+    pictures = [media.read(source) for source, _ in job.files]
+    notes = list(dict.fromkeys(note for picture in pictures for note in picture.notes))
+    pieces = upscaler.pieces(pictures, notes)
+    sinks: list[media.Sink] = []
+    partials = [target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}") for _, target in job.files]
     try:
-        for rows in upscaler.rows(picture):
-            sink.write(rows)
-            watch.advance(len(rows) * width // upscaler.scale**2)
-        sink.close()
-        if ledger:
-            ledger.add(job.target, partial, key)
-        partial.replace(job.target)
+        for picture, (_, target), partial in zip(pictures, job.files, partials, strict=True):
+            height, width = (n * upscaler.scale for n in picture.colour.shape[:2])
+            own = media.format_for(picture, width, height, form)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sinks.append(media.Sink(partial, picture, width, height, own))
+        for piece in pieces:
+            for sink, rows in zip(sinks, piece, strict=True):
+                sink.write(rows)
+                watch.advance(rows.shape[0] * rows.shape[1] // upscaler.scale**2)
+        for sink in sinks:
+            sink.close()
+        for (_, target), partial in zip(job.files, partials, strict=True):
+            if ledger:
+                ledger.add(target, partial, key)
+        # a kill between two renames leaves one view of a pair: the next run makes both again
+        for (_, target), partial in zip(job.files, partials, strict=True):
+            partial.replace(target)
     except BaseException:
-        sink.abandon()
+        for sink in sinks:
+            sink.abandon()
         raise
-    return Result(str(job.source), str(job.target), "done", size=(width, height), notes=picture.notes)
+    height, width = (n * upscaler.scale for n in pictures[0].colour.shape[:2])
+    return Result(str(job.source), str(job.target), "done", size=(width, height), notes=tuple(notes))
 
 
 class Ledger:

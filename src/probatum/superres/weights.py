@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr
+from probatum.superres import carn, cfsr, nafssr
 from probatum.superres.residual import PlainResidual
 
 __all__ = ["NETS", "build", "load", "save", "shipped", "shipped_files"]
 
-NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "plain": PlainResidual}
+NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "nafssr": nafssr.NAFSSR, "plain": PlainResidual}
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -70,7 +70,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M and CFSR, with or without wrappers
+    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M, CFSR and NAFSSR, with or without wrappers
     and `module.`.
 
     Args:
@@ -83,7 +83,7 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     path = Path(path)
     state, config = _read(path)
     state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-    known = config or carn.looks_like(state) or cfsr.looks_like(state)
+    known = config or carn.looks_like(state) or cfsr.looks_like(state) or nafssr.looks_like(state)
     if known is None:
         raise ProbatumError(
             f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
@@ -93,7 +93,7 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     wanted = build(
         known
         if expect is None or known["model"] == expect
-        else {"model": expect, "scale": known["scale"][:1] if expect == "cfsr" else known["scale"], "width": known["width"]}
+        else {"model": expect, "scale": known["scale"][:1] if expect in ("cfsr", "nafssr") else known["scale"], "width": known["width"]}
     )
     own = wanted.state_dict()
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]

@@ -186,6 +186,8 @@ def test_what_is_refused(own, job, texts, tmp_path):
         assert not (tmp_path / str(i) / "finetune.json").exists()
     with pytest.raises(ProbatumError, match="--device nowhere cannot be used here"):
         run(job, texts, tmp_path / "device", device="nowhere")
+    with pytest.raises(ProbatumError, match="two classes or more, got 1"):
+        run(job, [row for row in texts if row.label == "colour 0"], tmp_path)
     with pytest.raises(ProbatumError, match="has one text"):
         run(job, [*texts, type(texts[0])("alone", "colour 9")], tmp_path / "one")
     with pytest.raises(ProbatumError, match="template must contain"):

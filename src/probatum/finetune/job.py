@@ -164,6 +164,8 @@ def split(texts: Sequence[Labelled], job: Job) -> tuple[list[Labelled], list[Lab
     """Training and held-out texts; a class gives its share of both."""
     generator = torch.Generator().manual_seed(job.seed)
     train, held = [], []
+    if len({row.label for row in texts}) < 2:
+        raise ProbatumError(f"texts must have two classes or more, got {len({row.label for row in texts})}")
     for label in sorted({row.label for row in texts}):
         some = [row for row in texts if row.label == label]
         if len(some) < 2:

@@ -294,7 +294,8 @@ def _hift(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
 
     from probatum.finetune.hift import HiFT
 
-    optimizer = HiFT(model, torch.optim.AdamW(_trainable(model), lr=lr))
+    host = all(parameter.device.type == "cpu" for parameter in _trainable(model))  # where memory off the device is the same memory
+    optimizer = HiFT(model, torch.optim.AdamW(_trainable(model), lr=lr), state="disk" if host else "cpu")
     tuner = _first_order(model, optimizer)
     tuner.finish, tuner.held = optimizer.release, lambda: optimizer.steps % optimizer.cycle != 0
     return tuner

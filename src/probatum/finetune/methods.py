@@ -129,9 +129,9 @@ def _adamw(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     return _first_order(model, torch.optim.AdamW(_trainable(model), lr=lr, weight_decay=0.01))
 
 
-def _with_lora(model: "nn.Module", setting: Setting) -> "tuple[PeftModel, Callable[[], nn.Module]]":
+def _with_lora(model: "nn.Module", setting: Setting, modules: "list[str] | None" = None) -> "tuple[PeftModel, Callable[[], nn.Module]]":
     """Rank-8 factors inside the model, where it stands; everything else but the head frozen. Gives peft's model, and what takes the
-    factors out again, merged."""
+    factors out again, merged. modules: where; None takes query and value of every layer."""
     import warnings
 
     import torch
@@ -144,7 +144,7 @@ def _with_lora(model: "nn.Module", setting: Setting) -> "tuple[PeftModel, Callab
         warnings.simplefilter("ignore", FutureWarning)  # peft's, about a name in transformers
         torch.manual_seed(setting.seed)
         try:
-            wrapped = get_peft_model(inner, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0))  # type: ignore[arg-type]
+            wrapped = get_peft_model(inner, LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=modules))  # type: ignore[arg-type]
         except ValueError as error:
             raise ProbatumError(f"peft cannot put LoRA into {type(inner).__name__}: {error}") from error
     setattr(owner, name, wrapped)
@@ -169,12 +169,12 @@ def _save_lora(model: "nn.Module", wrapped: "PeftModel", setting: Setting, folde
         save_file(head, folder / "tuned_head.safetensors")
 
 
-def _attach_lora(model: "nn.Module", setting: Setting, folder: "Path") -> "nn.Module":
+def _attach_lora(model: "nn.Module", setting: Setting, folder: "Path", modules: "list[str] | None" = None) -> "nn.Module":
     import torch
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    wrapped, merged = _with_lora(model, setting)
+    wrapped, merged = _with_lora(model, setting, modules)
     set_peft_model_state_dict(wrapped, load_file(folder / "adapter_model.safetensors"))
     head = _head(model, setting)
     if head:
@@ -232,22 +232,59 @@ def _mezo_lora(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
     return Tuner(model, optimizer, optimizer.step, merged, lambda folder: _save_lora(model, wrapped, setting, folder))
 
 
-def _mezo_last(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
-    """The last layer of the model's stack and what follows it; what stands before is frozen and run once a text."""
+def _last_layer(model: "nn.Module") -> "tuple[str, list[Tensor]]":
+    """Name of the last layer of the model's stack, and what stands before it."""
     from probatum.nn.groups import layer_groups
-    from probatum.zeroth import MeZO
-    from probatum.zeroth.suffix import FrozenPrefix
 
     groups = layer_groups(model)
     blocks = [i for i, group in enumerate(groups) if group.name.rpartition(".")[2].isdigit()]
     if not blocks:
-        raise ProbatumError(f"mezo_last tunes the last of a stack of layers, {type(model).__name__} has no stack")
-    last = groups[blocks[-1]].name
-    for group in groups[: blocks[-1]]:
-        for tensor in group.tensors:
-            tensor.requires_grad_(False)
+        raise ProbatumError(f"lora_last and mezo_last tune the last of a stack of layers, {type(model).__name__} has no stack")
+    return groups[blocks[-1]].name, [tensor for group in groups[: blocks[-1]] for tensor in group.tensors]
+
+
+def _freeze_below_last(model: "nn.Module") -> "FrozenPrefix | None":
+    """Leave the last layer of the model's stack and what follows it; what stands before is frozen and run once a text."""
+    from probatum.zeroth.suffix import FrozenPrefix
+
+    last, before = _last_layer(model)
+    for tensor in before:
+        tensor.requires_grad_(False)
+    return FrozenPrefix(model, last) if int(last.rpartition(".")[2]) else None
+
+
+def _lora_last(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    """Rank-8 factors on every linear map of the last layer; what stands before is frozen and run once a text."""
+    import torch
+
+    prefix = _freeze_below_last(model)
+    wrapped, merged = _with_lora(model, setting, _linears_of_last(model))
+    return _first_order(
+        model, torch.optim.AdamW(_trainable(model), lr=lr), finish=merged, adapter=lambda folder: _save_lora(model, wrapped, setting, folder),
+        prefix=prefix,
+    )  # fmt: skip
+
+
+def _attach_lora_last(model: "nn.Module", setting: Setting, folder: "Path") -> "nn.Module":
+    return _attach_lora(model, setting, folder, _linears_of_last(model))
+
+
+def _linears_of_last(model: "nn.Module") -> list[str]:
+    """As peft names them: inside the transformers model."""
+    from torch import nn
+
+    last, name = _last_layer(model)[0], _language_model(model)[1]
+    return [
+        path.removeprefix(f"{name}.") for path, module in model.named_modules() if isinstance(module, nn.Linear) and path.startswith(f"{last}.")
+    ]
+
+
+def _mezo_last(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
+    from probatum.zeroth import MeZO
+
+    prefix = _freeze_below_last(model)
     optimizer = MeZO(model.named_parameters(), lr=lr, eps=setting.eps or 1e-3, seed=setting.seed, model=model)
-    return Tuner(model, optimizer, optimizer.step, prefix=FrozenPrefix(model, last) if int(last.rpartition(".")[2]) else None)
+    return Tuner(model, optimizer, optimizer.step, prefix=prefix)
 
 
 def _sparse_mezo(model: "nn.Module", setting: Setting, lr: float) -> Tuner:
@@ -310,6 +347,8 @@ METHODS: dict[str, Method] = {
         Method("adamw", "backpropagation through all weights", None, 3, (2e-5, 1e-4, 5e-4), _adamw),
         Method("lora", "backpropagation, rank-8 factors on query and value, and the head", None, 3, (3e-4, 1e-3, 3e-3), _lora,
                ("model", "adapter"), _attach_lora),
+        Method("lora_last", "backpropagation through the last layer alone, rank-8 factors on all its maps, those before it once a text", None, 3,
+               (3e-4, 1e-3, 3e-3), _lora_last, ("model", "adapter"), _attach_lora_last),
         Method("hift", "backpropagation through all weights, one layer a step", "hift", 2, (4e-5, 2e-4, 1e-3), _hift),
         Method("mezo", "two forward passes a step, all weights but embeddings", "mezo", 2, (1e-4, 3e-4, 1e-3), _mezo, BOTH),
         Method("mezo_last", "two forward passes a step from the last layer on, those before it once a text", "mezo", 2, (3e-4, 1e-3, 3e-3),

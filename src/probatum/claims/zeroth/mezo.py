@@ -215,21 +215,23 @@ MODEL = "this model"
     says="a language model learns a task from forward passes alone, and what it learned is kept in kilobytes",
     reported="OPT-13B, SST-2: zero-shot 58.8, MeZO 91.4, MeZO with LoRA 89.6, fine-tuning 92.0; 20,000 steps",
     holds_if=[
-        above("accuracy", "mezo, lora", "zero-shot", kind="items", margin=0.1, scope=MODEL),
-        as_good("accuracy", "mezo, lora", "adamw, lora", kind="items", within=0.05, scope=MODEL),
-        exact("differs from training", "mezo, lora", at_most=0.005),
-        exact("what is kept", "mezo, lora", at_most=8 * 1500 + 8192),
+        above("accuracy", "mezo, last layer", "zero-shot", kind="items", margin=0.1, scope=MODEL),
+        as_good("accuracy", "mezo, last layer", "adamw, last layer", kind="items", within=0.05, scope=MODEL),
+        exact("differs from training", "mezo, last layer", at_most=0.005),
+        exact("what is kept", "mezo, last layer", at_most=8 * 1500 + 8192),
     ],
 )  # fmt: skip
 def language(run: Run, seed: int) -> None:
     """Gemma 3 270M answers with a word (MeZO's template and words for sentiment) on crowd-labelled tweets of at most twelve words: 400 a class
     to learn from, 200 a class to test on.
 
-    Arms: the model as it is; logistic regression on its last hidden state; AdamW on LoRA factors of rank 8 (1,000 steps of 8 texts); MeZO
-    on the same factors, and on all weights of the last layer with the others' output cached (1,500 steps). A backward pass counted
-    as two forwards, each asks for 3,000. The rate is the best of three by the loss on a fifth of the labelled texts after 100 steps. `quick`
-    opens the runs that come with the package (MeZO's are logs, replayed; AdamW's an adapter) and reads their accuracy again; `full` trains
-    anew, hours on a CPU. One run an arm is a statement about these runs, not about the method. Needs the extra `gemma`.
+    Arms: the model as it is; logistic regression on its last hidden state; MeZO on all weights of the last layer (1,500 steps of 8 texts) and
+    AdamW on LoRA factors of rank 8 on all its maps (1,000), what the layers below give kept by text; at `full` also both on LoRA factors in all
+    layers. A backward pass counted as two forwards, each asks for 3,000. The rate is the best of three by the loss on a fifth of the
+    labelled texts after 100 steps. `quick` opens the runs that come with the package (MeZO's is a log, replayed) and reads their accuracy
+    again; `full` trains anew, hours on a CPU. One run an arm is a statement about these runs, not about the method. Conditions and margins
+    were fixed for the LoRA arms, before any run, and moved to the last layer when those proved too slow for the machine at hand; MeZO's accuracy
+    was known then, AdamW's was not. Needs the extra `gemma`.
     """
     from probatum.claims.zeroth.language import measure
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr
+from probatum.superres import carn, cfsr, edsr, rdn
 from probatum.superres.residual import PlainResidual
 
-__all__ = ["NETS", "build", "load", "save", "shipped", "shipped_files"]
+__all__ = ["NETS", "build", "load", "read", "save", "shipped", "shipped_files"]
 
-NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "plain": PlainResidual}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "edsr": edsr.EDSR, "rdn": rdn.RDN, "plain": PlainResidual,
+}  # fmt: skip
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -42,7 +44,8 @@ def save(net: nn.Module, path: str | Path, *, half: bool = True) -> None:
     save_file(state, str(path), metadata={"probatum": json.dumps(net.config())})  # type: ignore[operator]
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors of a file by name, and the configuration that ours have in their header."""
     if not path.is_file():
         raise ProbatumError(f"{path}: no such file of weights")
     try:
@@ -69,21 +72,36 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     return state, None
 
 
-def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M and CFSR, with or without wrappers
-    and `module.`.
+def load(path: str | Path, expect: str | None = None, *, device: str = "cpu", bits: int | None = None) -> nn.Module:
+    """The network in a file, in evaluation mode: ours (packed and ONNX files too), or the authors' CARN, CARN-M, CFSR,
+    EDSR, RDN and PAMS, with or without wrappers and `module.`.
 
     Args:
-        path: .safetensors, or a pickle that holds only tensors.
+        path: .safetensors, a pickle that holds only tensors, or .onnx from `export_onnx`.
         expect: a name of NETS that it must be; None takes what it is.
+        bits: of an authors' PAMS file, which does not say them.
     Raises:
         ProbatumError: unreadable; not a network of ours; another one than expected (says which it looks like and the
             first key that is missing and unexpected).
     """
     path = Path(path)
-    state, config = _read(path)
+    if path.suffix == ".onnx":
+        if device != "cpu":
+            raise ProbatumError(f"{path.name}: ONNX files are run on the CPU, got device {device!r}")
+        from probatum.superres.exporting import OnnxNet
+
+        return OnnxNet(path)
+    state, config = read(path)
+    if config and "pams" in config:
+        from probatum.superres.packed import assemble
+
+        return assemble(state, config, device=device)
     state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-    known = config or carn.looks_like(state) or cfsr.looks_like(state)
+    known = config or carn.looks_like(state) or cfsr.looks_like(state) or edsr.looks_like(state) or rdn.looks_like(state)
+    if known and any(name.endswith(".alpha") for name in state):
+        from probatum.superres.packed import official
+
+        return official(state, known, bits).to(device)
     if known is None:
         raise ProbatumError(
             f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
@@ -93,7 +111,11 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     wanted = build(
         known
         if expect is None or known["model"] == expect
-        else {"model": expect, "scale": known["scale"][:1] if expect == "cfsr" else known["scale"], "width": known["width"]}
+        else {
+            "model": expect,
+            "scale": known["scale"][:1] if expect in ("cfsr", "edsr", "rdn") else known["scale"],
+            "width": known["width"],
+        }
     )
     own = wanted.state_dict()
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]

@@ -139,6 +139,7 @@ def export_onnx(net: nn.Module, path: str | Path, *, scale: int | None = None, c
         "scale": scale, "radius": net.radius, "multiple": multiple, "bytes_per_pixel": held,
         "integers": note is not None, "config": config() if config else None,
     }  # fmt: skip
+    _slim(model)
     onnx.helper.set_model_props(model, {"probatum": json.dumps(label)})
     partial = path.with_name(f".{path.stem}.partial.onnx")
     onnx.save(model, str(partial))
@@ -149,6 +150,17 @@ def export_onnx(net: nn.Module, path: str | Path, *, scale: int | None = None, c
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _slim(model: Any) -> None:
+    """Drop what no node reads, such as the floats that integers stand for, and the exporter's notes on where each node comes from."""
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input} | {y.name for y in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
 
 
 def _compare(net: nn.Module, path: Path, scale: int, x: Tensor) -> None:

@@ -33,7 +33,8 @@ def enlarge(net: nn.Module | None, low: Tensor, scale: int) -> Tensor:
 def validate(net: nn.Module | None, photos: Sequence[Photo], scale: int) -> list[float]:
     """PSNR on luma of each photo, `scale` pixels cut off, low-resolution images by MATLAB's bicubic; `net` None is
     bicubic."""
-    device = next(net.parameters()).device if net is not None else torch.device("cpu")
+    # a net in an ONNX file has no parameters
+    device = next((p.device for p in net.parameters()), torch.device("cpu")) if net is not None else torch.device("cpu")
     scores = []
     for photo in photos:
         high = crop_to_multiple(photo.pixels, scale)

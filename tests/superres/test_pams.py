@@ -391,6 +391,8 @@ def test_integers_run_and_stay_near(name, bits, tmp_path):
     run = weights.load(path)
     with torch.no_grad():
         assert (run(x) - net(x, scale)).square().mean() ** 0.5 < 0.5 / (2 ** (bits - 1) - 1)
+    floats = {t.name for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 4}
+    assert not any(f"{conv}.weight" in kept for conv, _ in quantised_convolutions(net) for kept in floats), "integers instead, not beside"
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "seen.onnx"), 3
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -408,6 +410,10 @@ def test_an_onnx_file_enlarges_pictures_by_tiles(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     whole, tiles = (upscale_array(Upscaler(str(path), 2, tile=tile), pixels) for tile in ("auto", 16))
     assert whole.shape == (80, 60, 3) and np.abs(whole.astype(int) - tiles).max() <= 1
+    rounded, _ = small()
+    packed_path = save_packed(rounded, tmp_path / "net.safetensors")
+    whole, tiles = (upscale_array(Upscaler(str(packed_path), 2, tile=tile), pixels) for tile in ("auto", 16))
+    assert np.abs(whole.astype(int) - tiles).max() <= 2
     with pytest.raises(ProbatumError, match="run on the CPU, got device 'cuda'"):
         weights.load(path, device="cuda")
 
@@ -518,6 +524,8 @@ def test_bad_input_is_told(tmp_path, monkeypatch):
         save_packed(small(bits=9)[0], tmp_path / "a.safetensors")
     with pytest.raises(ProbatumError, match="not calibrated"):
         save_packed(quantise(net, 8), tmp_path / "a.safetensors")
+    with pytest.raises(ProbatumError, match="is quantised: save_packed"):
+        weights.save(done, tmp_path / "a.safetensors")
     weights.save(net, tmp_path / "float.safetensors")
     with pytest.raises(ProbatumError, match="no packed file"):
         load_packed(tmp_path / "float.safetensors")
@@ -531,6 +539,9 @@ def test_bad_input_is_told(tmp_path, monkeypatch):
         RDN(2, layout="C")
     (tmp_path / "bad.onnx").write_text("no")
     needs_onnx()
+    with pytest.raises(ProbatumError, match="alpha is still its default"):
+        export_onnx(quantise(net, 8), tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
     with pytest.raises(ProbatumError, match="cannot be read as ONNX"):
         weights.load(tmp_path / "bad.onnx")
 
@@ -553,3 +564,14 @@ def test_what_the_cpu_says(monkeypatch):
     for flags, fine in (("avx2 avx512_vnni", True), ("avx2 avx_vnni", True), ("avx2 fma", False)):
         monkeypatch.setattr(exporting.Path, "read_text", lambda *args, flags=flags, **options: flags)
         assert (exporting.no_int8() is None) == fine
+
+
+def test_the_claim_measures_what_it_did_not_see():
+    from probatum.claims.superres import pams as claims
+    from probatum.data.photos import NAMES
+
+    sets = [set(claims.TRAIN), set(claims.VALIDATION), set(claims.TEST)]
+    assert set.union(*sets) == set(NAMES) and sum(map(len, sets)) == len(NAMES)
+    assert {len(grid) for grid in claims.GRIDS.values()} == {12} and set(claims.CHOSEN) == set(claims.GRIDS)
+    seeds = range(claims.bits.first_seed, claims.bits.first_seed + claims.bits.budgets["quick"])
+    assert 0 not in {seed % claims.TEACHERS for seed in seeds}, "net 0 found the settings"

@@ -48,28 +48,49 @@ def _op(name: str, inputs: list[Tensor], dtype: torch.dtype, like: Tensor) -> Te
     return torch.onnx.ops.symbolic(f"::{name}", inputs, dtype=dtype, shape=like.shape, version=OPSET)
 
 
-def quantise_dequantise(x: Tensor, step: Tensor, q: int, positive: bool) -> Tensor:
+def quantise_dequantise(x: Tensor, quantiser: "ActQuantiser") -> Tensor:
     """Floats -> levels in unsigned bytes (fastest beside int8 weights on x86) -> floats, as operators of ONNX."""
     # from zero where nothing is negative: onnxruntime then drops the ReLU before it
-    zero = 0 if positive else 128
+    zero, q, step = 0 if quantiser.positive else 128, quantiser.q, _constant(quantiser, "step")
     byte = [torch.tensor(n, dtype=torch.uint8) for n in (zero, max(0, zero - q), zero + q)]
-    levels = _op("QuantizeLinear", [x, step.view(()), byte[0]], torch.uint8, x)
+    levels = _op("QuantizeLinear", [x, step, byte[0]], torch.uint8, x)
     levels = _op("Clip", [levels, byte[1], byte[2]], torch.uint8, x)  # bytes end at -128 and 127, the levels at -q and q
-    return _op("DequantizeLinear", [levels, step.view(()), byte[0]], torch.float32, x)
+    return _op("DequantizeLinear", [levels, step, byte[0]], torch.float32, x)
 
 
-def convolution(conv: "QuantConv2d", x: Tensor, source: "ActQuantiser | None") -> Tensor:
+def convolution(conv: "QuantConv2d", x: Tensor) -> Tensor:
     """A convolution with int8 weights; its bias is int32 where the step of its input is known."""
-    # fewer bits leave room in a byte: the same weights as multiples of a finer step, so that the bias is rounded less
-    finer = 127 // conv.q
-    levels, step = conv.levels() * finer, (conv.step() / finer).view(())
-    weight = _op("DequantizeLinear", [levels, step, torch.tensor(0, dtype=torch.int8)], torch.float32, levels)
+    levels = _constant(conv, "levels")
+    weight = _op("DequantizeLinear", [levels, _constant(conv, "step"), torch.tensor(0, dtype=torch.int8)], torch.float32, levels)
     bias = conv.bias
-    if bias is not None and source is not None:
-        both = (source.step().detach() * step).view(())
-        whole = (bias.detach() / both).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    if hasattr(conv, "constant_bias"):
+        whole, both = _constant(conv, "bias"), _constant(conv, "bias_step")
         bias = _op("DequantizeLinear", [whole, both, torch.tensor(0, dtype=torch.int32)], torch.float32, whole)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def _constant(module: nn.Module, name: str) -> Tensor:
+    return cast(Tensor, getattr(module, f"constant_{name}"))
+
+
+@torch.no_grad()
+def _freeze(net: nn.Module) -> None:
+    """Compute what is to be written, so that it is numbers in the file and not operators that make them."""
+    from probatum.superres.pams import quantised_convolutions, quantisers
+
+    for quantiser in quantisers(net):
+        quantiser.register_buffer("constant_step", quantiser.step().detach().view(()))
+    for _, conv in quantised_convolutions(net):
+        # fewer bits leave room in a byte: the same weights as multiples of a finer step, so that the bias is rounded less
+        finer = 127 // conv.q
+        step = (conv.step() / finer).view(())
+        conv.register_buffer("constant_levels", conv.levels() * finer)
+        conv.register_buffer("constant_step", step)
+        source = conv.sources[0]
+        if conv.bias is not None and source is not None:
+            both = _constant(source, "step") * step
+            conv.register_buffer("constant_bias_step", both)
+            conv.register_buffer("constant_bias", (conv.bias / both).round().clamp(-(2**31), 2**31 - 1).to(torch.int32))
 
 
 class _AtScale(nn.Module):
@@ -113,7 +134,11 @@ def export_onnx(net: nn.Module, path: str | Path, *, scale: int | None = None, c
     # in plain memory order: channels-last strides would be written as transpositions
     ghost = copy.deepcopy(net).cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     held = bytes_per_pixel(ghost, scale)
-    multiple = cast(SRModel, net).multiple
+    plain, multiple = copy.deepcopy(ghost), cast(SRModel, net).multiple
+    if note:
+        with torch.no_grad():
+            plain(torch.zeros(1, 3, 2 * multiple, 2 * multiple), scale)  # raises if it is not calibrated
+        _freeze(ghost)
     side = 4 * multiple
     example = torch.rand(2, 3, 3 * side, 4 * side, generator=torch.Generator().manual_seed(0))
     free = [torch.export.Dim(name) for name in ("batch", "height", "width")]
@@ -145,7 +170,7 @@ def export_onnx(net: nn.Module, path: str | Path, *, scale: int | None = None, c
     onnx.save(model, str(partial))
     try:
         if check:
-            _compare(ghost, partial, scale, example[:1, :, : 2 * side, : 3 * side])
+            _compare(plain, partial, scale, example[:1, :, : 2 * side, : 3 * side])
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

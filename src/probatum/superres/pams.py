@@ -94,7 +94,7 @@ class ActQuantiser(nn.Module):
         if not self.calibrated:
             raise ProbatumError(f"alpha is still its default {START:g}: run calibrate(net, batches) before the net")
         if exporting.integers():
-            return exporting.quantise_dequantise(x, self.step().detach(), self.q, self.positive)
+            return exporting.quantise_dequantise(x, self)
         if self.training:
             with torch.no_grad():
                 self.alpha.clamp_(min=1e-6)
@@ -157,7 +157,7 @@ class QuantConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.act is None else self.act(x)
         if exporting.integers():
-            return exporting.convolution(self, x, self.sources[0])
+            return exporting.convolution(self, x)
         if self.training:
             self.fixed = None
         step = self.step()
@@ -168,7 +168,7 @@ class QuantConv2d(nn.Conv2d):
 
 
 class QuantBlock(nn.Module):
-    """EDSR's block with three quantisers (Fig. 2); names of its parts are those of the authors' files."""
+    """EDSR's block with three quantisers; names of its parts are those of the authors' files."""
 
     def __init__(self, block: Block, bits: int, first: First, gradient: Gradient) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ def _check_range(x: Tensor) -> None:
 
 
 def attention_transfer(student: Tensor, teacher: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
-    """Squared distance of two spatial attention maps, each the mean over channels of squared features, of unit length an image (eq. 9).
+    """Squared distance of two spatial attention maps, each the mean over channels of squared features, of unit length an image.
 
     Args:
         student, teacher: features (N, C, H, W) and (N, C', H, W).

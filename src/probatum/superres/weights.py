@@ -39,6 +39,8 @@ def save(net: nn.Module, path: str | Path, *, half: bool = True) -> None:
     half written."""
     from safetensors.torch import save_file
 
+    if hasattr(net, "quantisation"):
+        raise ProbatumError("this net is quantised: save_packed writes it with its bits")
     kind = torch.float16 if half else torch.float32
     state = {name: value.detach().to("cpu", kind).contiguous() for name, value in net.state_dict().items()}
     save_file(state, str(path), metadata={"probatum": json.dumps(net.config())})  # type: ignore[operator]

@@ -1,5 +1,6 @@
 """carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
-memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips.
+memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips. pams: one net as floats, with rounded floats, and
+as integers.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
@@ -10,7 +11,11 @@ strips, because memory is flat after them (`--strips 0` takes all). Memory is wh
 it held before the picture was read. `scam`: nafssr's stereo attention between two views of 64 rows and 48 channels, by the score matrix
 (B, H, W, W) as the authors compute it and by rows as heads of torch's fused attention, at growing widths; a ratio is matrix / ours.
 `pair`: a stereo pair at x4 by a nafssr of four blocks of width 48 (random weights), whole and in strips, exact and with few rows around
-them. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
+them. `integers` (pams): the plain net of `carn:quality` and EDSR's
+baseline (random weights: time and size are the same, PSNR means nothing) on part of a photograph at x2, by torch and by onnxruntime, as
+floats, as rounded floats and as integers of 8 bits; file bytes beside; ratio is torch's float time / the arm's. The limit of 8 bits in a
+byte's place of a float is 4 times the multiply-adds an instruction of AVX-512 VNNI, on the quantised convolutions alone.
+Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
 so there is nothing to time on this machine.
 """
 
@@ -184,19 +189,112 @@ def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list
     return {"benchmark": benchmark, "arm": arm, "seconds": seconds, "extra_gib": max(v[1] for v in values) / GIB, "ratios": ratios}
 
 
+ARMS = ("torch float", "torch rounded", "onnxruntime float", "onnxruntime int8")
+
+
+def pams_net(name: str, bits: int | None):
+    """The float net, or it calibrated at some bits."""
+    import torch
+
+    from probatum.data.photos import photograph
+    from probatum.superres import EDSR, calibrate, quantise, weights
+
+    if name == "plain, 10 blocks of 32":
+        net = weights.shipped("quality_plain_0")
+    else:
+        torch.manual_seed(0)
+        net = EDSR(2).eval()
+    if bits is None:
+        return net
+    photo = torch.from_numpy(photograph("coffee")).permute(2, 0, 1)[None].float() / 255
+    return calibrate(quantise(net, bits), [photo[..., :200, i : i + 200] for i in (0, 200, 400)], "max").eval()
+
+
+def integers(name: str, folder: str, side: int, rounds: int) -> dict:
+    """Seconds, PSNR and file bytes of each arm; a round runs all of them, in alternating order."""
+    import torch
+
+    from probatum.data.photos import photograph
+    from probatum.superres import export_onnx, save_packed, weights
+    from probatum.superres.degradation import crop_to_multiple, degrade
+    from probatum.superres.fitting import enlarge, validate
+    from probatum.superres.patches import Photo
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    place, plain, small = Path(folder), pams_net(name, None), pams_net(name, 8)
+    nets = {
+        ARMS[0]: plain, ARMS[1]: small, ARMS[2]: weights.load(export_onnx(plain, place / "float.onnx")),
+        ARMS[3]: weights.load(export_onnx(small, place / "int8.onnx")),
+    }  # fmt: skip
+    weights.save(plain, place / "float.safetensors", half=False)
+    files = {
+        ARMS[0]: place / "float.safetensors", ARMS[1]: save_packed(small, place / "8.safetensors"),
+        ARMS[2]: place / "float.onnx", ARMS[3]: place / "int8.onnx",
+    }  # fmt: skip
+    photo = Photo.of("astronaut", photograph("astronaut")[: 2 * side, : 2 * side])
+    low = degrade(crop_to_multiple(photo.pixels, 2), 2)
+    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for net in nets.values():
+        enlarge(net, low, 2)
+    for round_ in range(rounds):
+        for arm in ARMS if round_ % 2 == 0 else reversed(ARMS):
+            begun = time.perf_counter()
+            enlarge(nets[arm], low, 2)
+            seconds[arm].append(time.perf_counter() - begun)
+    scores = {arm: validate(nets[arm], [photo], 2)[0] for arm in ARMS}
+    four = save_packed(pams_net(name, 4), place / "4.safetensors").stat().st_size
+    return {"seconds": seconds, "psnr": scores, "bytes": {a: f.stat().st_size for a, f in files.items()}, "four": four}
+
+
+def integer_rows(args: argparse.Namespace, threads: int) -> list[dict]:
+    """Rows of the benchmark `integers`; a missing onnxruntime is a named skip."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        print(f"skipped: integers (pams), no {', '.join(missing)}: pip install 'probatum[onnx]'")
+        return []
+    rows = []
+    for name in ("plain, 10 blocks of 32", "EDSR baseline"):
+        found = []
+        for _ in range(args.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(isolated(integers, name, folder, args.side, 5, threads=threads).value)
+        for arm in ARMS:
+            base = [statistics.median(f["seconds"][ARMS[0]]) for f in found]
+            own = [statistics.median(f["seconds"][arm]) for f in found]
+            rows.append(
+                {
+                    "benchmark": f"pams x2, {name}, {args.side} squared",
+                    "arm": arm,
+                    "seconds": statistics.median(own),
+                    "ratios": [a / b for a, b in zip(base, own, strict=True)],
+                    "psnr": found[0]["psnr"][arm],
+                    "bytes": found[0]["bytes"][arm],
+                    "bytes_4_bits": found[0]["four"],
+                }
+            )
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair"])
+    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "integers"])
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=192, help="integers: side of the small image")
     parser.add_argument("--strips", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(arguments)
     import torch
 
     threads = int(os.environ["OMP_NUM_THREADS"])
-    name, rows = model(), stereo_rows(args.only, args.rounds, threads) if args.only not in ("whole", "photo12") else []
+    name, rows = model(), []  # type: str, list[dict]
+    if args.only in (None, "scam", "pair"):
+        rows += stereo_rows(args.only, args.rounds, threads)
+    if args.only in (None, "integers"):
+        rows += integer_rows(args, threads)
     if args.only in (None, "whole"):
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):
@@ -237,10 +335,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(" ".join(f"{key} {value}" for key, value in head.items()))
     for row in rows:
         ratios = row["ratios"]
+        more = f"{row['extra_gib']:6.2f} GiB extra" if "extra_gib" in row else f"{row['psnr']:6.2f} dB {row['bytes']:>9,} B"
         spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else ""
-        print(
-            f"{row['benchmark']:42} {row['arm']:28} {row['seconds']:8.3f} s {row['extra_gib']:6.2f} GiB extra  {spread}"
-        )
+        print(f"{row['benchmark']:48} {row['arm']:28} {row['seconds']:8.3f} s {more}  {spread}")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def enlarge(net: nn.Module | None, low: Tensor, scale: int) -> Tensor:
 def validate(net: nn.Module | None, photos: Sequence[Photo], scale: int) -> list[float]:
     """PSNR on luma of each photo, `scale` pixels cut off, low-resolution images by MATLAB's bicubic; `net` None is
     bicubic."""
-    device = next(net.parameters()).device if net is not None else torch.device("cpu")
+    # a net in an ONNX file has no parameters
+    device = next((p.device for p in net.parameters()), torch.device("cpu")) if net is not None else torch.device("cpu")
     scores = []
     for photo in photos:
         high = crop_to_multiple(photo.pixels, scale)
@@ -65,6 +66,7 @@ class Fit:
         average: decay of the moving average of weights that `result` returns; None returns the weights themselves.
         clip: largest gradient norm.
         loss: of (output, target); default L1.
+        factor: of the rate, by a parameter's name.
     A batch is of one scale, drawn from those of the patches at each step.
     """
 
@@ -81,6 +83,7 @@ class Fit:
         average: float | None = None,
         betas: tuple[float, float] = (0.9, 0.99),
         loss: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+        factor: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         if steps < 1 or not 0 < lr < math.inf:
             raise ProbatumError(f"steps must be 1 or more and lr positive, got {steps!r} and {lr!r}")
@@ -90,7 +93,11 @@ class Fit:
         self.patches, self.steps, self.lr, self.warm_up, self.clip = patches, steps, lr, warm_up, clip
         self.schedule, self.decay, self.loss = schedule, average, loss
         self.weights = [p for p in net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.weights, lr=lr, betas=betas, fused=True)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, p in net.named_parameters():
+            if p.requires_grad:
+                groups.setdefault(factor(name), []).append(p)
+        self.optimizer = torch.optim.Adam([{"params": group, "factor": f} for f, group in groups.items()], lr=lr, betas=betas, fused=True)
         self.average = [p.detach().clone() for p in self.weights] if average else []
         self.step, self.seconds, self.losses = 0, 0.0, []  # type: int, float, list[float]
 
@@ -108,7 +115,7 @@ class Fit:
         while self.step < end:
             begun = time.perf_counter()
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate(self.step)
+                group["lr"] = self.rate(self.step) * group.get("factor", 1.0)  # a state saved before there were factors has none
             scale = scales[int(torch.randint(len(scales), (), generator=self.patches.generator))]
             low, high = self.patches.draw(scale)
             loss = self.loss(self.net(low, scale), high)

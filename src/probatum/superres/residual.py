@@ -61,7 +61,7 @@ class PlainResidual(nn.Module):
         if width < 1 or blocks < 1:
             raise ProbatumError(f"width and blocks must be positive, got {width} and {blocks}")
         self.width, self.blocks, self.skip = width, blocks, skip
-        self.radius = 1 + 2 * blocks + 1 + 1
+        self.radius = 1 + 2 * blocks + 1 + 1 + 1  # entry, blocks, last of the trunk, head, exit: less than 1
         self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
         self.entry = nn.Conv2d(3, width, 3, padding=1)
         self.trunk = nn.Sequential(

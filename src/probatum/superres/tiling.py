@@ -26,6 +26,9 @@ def bytes_per_pixel(net: SRModel, scale: int) -> float:
     """
     import copy
 
+    known = getattr(net, "bytes_per_pixel", None)  # of a net in an ONNX file, which has no layers to look at
+    if known is not None:
+        return float(known)
     assert isinstance(net, nn.Module)
     ghost, most, side = copy.deepcopy(net).to("meta", torch.float32), 0, 64
 

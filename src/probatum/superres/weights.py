@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr, nafssr
+from probatum.superres import carn, cfsr, edsr, nafssr, rdn
 from probatum.superres.residual import PlainResidual
 
-__all__ = ["NETS", "build", "load", "save", "shipped", "shipped_files"]
+__all__ = ["NETS", "build", "load", "read", "save", "shipped", "shipped_files"]
 
-NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "nafssr": nafssr.NAFSSR, "plain": PlainResidual}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "edsr": edsr.EDSR, "nafssr": nafssr.NAFSSR, "rdn": rdn.RDN,
+    "plain": PlainResidual,
+}  # fmt: skip
+OWN = (carn, cfsr, edsr, nafssr, rdn)  # recognise the authors' files by their keys
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -37,12 +41,15 @@ def save(net: nn.Module, path: str | Path, *, half: bool = True) -> None:
     half written."""
     from safetensors.torch import save_file
 
+    if hasattr(net, "quantisation"):
+        raise ProbatumError("this net is quantised: save_packed writes it with its bits")
     kind = torch.float16 if half else torch.float32
     state = {name: value.detach().to("cpu", kind).contiguous() for name, value in net.state_dict().items()}
     save_file(state, str(path), metadata={"probatum": json.dumps(net.config())})  # type: ignore[operator]
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors of a file by name, and the configuration that ours have in their header."""
     if not path.is_file():
         raise ProbatumError(f"{path}: no such file of weights")
     try:
@@ -69,21 +76,36 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     return state, None
 
 
-def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M, CFSR and NAFSSR, with or without wrappers
-    and `module.`.
+def load(path: str | Path, expect: str | None = None, *, device: str = "cpu", bits: int | None = None) -> nn.Module:
+    """The network in a file, in evaluation mode: ours (packed and ONNX files too), or the authors' CARN, CARN-M, CFSR,
+    EDSR, NAFSSR, PAMS and RDN, with or without wrappers and `module.`.
 
     Args:
-        path: .safetensors, or a pickle that holds only tensors.
+        path: .safetensors, a pickle that holds only tensors, or .onnx from `export_onnx`.
         expect: a name of NETS that it must be; None takes what it is.
+        bits: of an authors' PAMS file, which does not say them.
     Raises:
         ProbatumError: unreadable; not a network of ours; another one than expected (says which it looks like and the
             first key that is missing and unexpected).
     """
     path = Path(path)
-    state, config = _read(path)
+    if path.suffix == ".onnx":
+        if device != "cpu":
+            raise ProbatumError(f"{path.name}: ONNX files are run on the CPU, got device {device!r}")
+        from probatum.superres.exporting import OnnxNet
+
+        return OnnxNet(path)
+    state, config = read(path)
+    if config and "pams" in config:
+        from probatum.superres.packed import assemble
+
+        return assemble(state, config, device=device)
     state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-    known = config or carn.looks_like(state) or cfsr.looks_like(state) or nafssr.looks_like(state)
+    known = config or next((found for module in OWN if (found := module.looks_like(state))), None)
+    if known and any(name.endswith(".alpha") for name in state):
+        from probatum.superres.packed import official
+
+        return official(state, known, bits).to(device)
     if known is None:
         raise ProbatumError(
             f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
@@ -93,7 +115,11 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     wanted = build(
         known
         if expect is None or known["model"] == expect
-        else {"model": expect, "scale": known["scale"][:1] if expect in ("cfsr", "nafssr") else known["scale"], "width": known["width"]}
+        else {
+            "model": expect,
+            "scale": known["scale"][:1] if expect in ("cfsr", "edsr", "nafssr", "rdn") else known["scale"],
+            "width": known["width"],
+        }
     )
     own = wanted.state_dict()
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]

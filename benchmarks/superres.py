@@ -1,5 +1,5 @@
 """carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
-memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips.
+memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips. cfsr: merged beside as trained.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
@@ -21,6 +21,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -179,6 +180,55 @@ def stereo_rows(only: str | None, rounds: int, threads: int) -> list[dict]:
     return rows
 
 
+def cfsr(arm: str) -> tuple[float, int]:
+    """Seconds and extra bytes of one picture of 160 x 120 pixels at x4."""
+    import torch
+
+    from probatum.superres import CARNM, CFSR
+
+    torch.manual_seed(0)
+    if arm == "PLKSR":
+        from spandrel.architectures.PLKSR import PLKSR
+
+        net = PLKSR(upscaling_factor=4).eval()
+    else:
+        net = CARNM(scale=4).eval() if arm == "CARN-M" else CFSR(4).eval()
+    if arm.startswith("merged"):
+        net = net.merged()
+    order = torch.contiguous_format if arm.endswith("contiguous") else torch.channels_last
+    net, x = net.to(memory_format=order), torch.rand(1, 3, 120, 160).contiguous(memory_format=order)
+    with torch.inference_mode():
+        net(x[..., :32, :32])
+        reset_peak_memory()
+        before, times = peak_memory(), []
+        for _ in range(3):
+            begun = time.perf_counter()
+            net(x)
+            times.append(time.perf_counter() - begun)
+    return min(times), peak_memory() - before
+
+
+def cfsr_rows(rounds: int, threads: int) -> list[dict]:
+    """Results of `cfsr`; the arms alternate."""
+    from importlib.util import find_spec
+
+    found: dict[str, list[tuple[float, int]]] = {"merged": [], "as trained": [], "merged, contiguous": [], "CARN-M": []}
+    if find_spec("spandrel"):
+        found["PLKSR"] = []
+    else:
+        print("PLKSR is left out: spandrel is not installed")
+    return _alternating("cfsr x4, 160 x 120", cfsr, found, rounds, threads)
+
+
+def _alternating(benchmark: str, function: Callable, found: dict[str, list[tuple[float, int]]], rounds: int, threads: int) -> list[dict]:
+    """Rows of arms that are run in turns, each in a fresh process; ratios are to the first arm."""
+    for round_ in range(rounds):
+        for arm in list(found) if round_ % 2 == 0 else reversed(list(found)):
+            found[arm].append(isolated(function, arm, threads=threads).value)
+    first = next(iter(found.values()))
+    return [_row(benchmark, arm, values, [b[0] / a[0] for a, b in zip(first, values, strict=True)]) for arm, values in found.items()]
+
+
 def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list[float]) -> dict:
     seconds = statistics.median(v[0] for v in values)
     return {"benchmark": benchmark, "arm": arm, "seconds": seconds, "extra_gib": max(v[1] for v in values) / GIB, "ratios": ratios}
@@ -187,7 +237,7 @@ def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair"])
+    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "cfsr"])
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--strips", type=int, default=2)
@@ -196,7 +246,9 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     threads = int(os.environ["OMP_NUM_THREADS"])
-    name, rows = model(), stereo_rows(args.only, args.rounds, threads) if args.only not in ("whole", "photo12") else []
+    name, rows = model(), stereo_rows(args.only, args.rounds, threads)
+    if args.only in (None, "cfsr"):
+        rows += cfsr_rows(args.rounds, threads)
     if args.only in (None, "whole"):
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr, nafssr
+from probatum.superres import carn, cfsr, nafssr, tcsr
 from probatum.superres.residual import PlainResidual
 
 __all__ = ["NETS", "build", "load", "save", "shipped", "shipped_files"]
 
-NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "nafssr": nafssr.NAFSSR, "plain": PlainResidual}
+NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "nafssr": nafssr.NAFSSR, "plain": PlainResidual, "tcsr": tcsr.TCSR}
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -70,8 +70,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M, CFSR and NAFSSR, with or without wrappers
-    and `module.`.
+    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M, CFSR and NAFSSR (TCSR has none), with or without
+    wrappers and `module.`.
 
     Args:
         path: .safetensors, or a pickle that holds only tensors.
@@ -83,7 +83,7 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     path = Path(path)
     state, config = _read(path)
     state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-    known = config or carn.looks_like(state) or cfsr.looks_like(state) or nafssr.looks_like(state)
+    known = config or carn.looks_like(state) or cfsr.looks_like(state) or nafssr.looks_like(state) or tcsr.looks_like(state)
     if known is None:
         raise ProbatumError(
             f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
@@ -93,7 +93,8 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     wanted = build(
         known
         if expect is None or known["model"] == expect
-        else {"model": expect, "scale": known["scale"][:1] if expect in ("cfsr", "nafssr") else known["scale"], "width": known["width"]}
+        else {"model": expect, "scale": known["scale"][:1] if expect in ("cfsr", "nafssr", "tcsr") else known["scale"]}
+        | ({} if expect == "tcsr" else {"width": known["width"]})  # heads must divide its width
     )
     own = wanted.state_dict()
     missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
@@ -122,6 +123,8 @@ def shipped_files() -> dict[str, Path]:
 def shipped(name: str, *, device: str = "cpu") -> nn.Module:
     """A network that we trained and ship, such as "carn"; an unknown name is told the nearest."""
     known = shipped_files()
+    if name.startswith("tcsr") and name not in known:
+        raise ProbatumError(f"no weights named {name!r} are shipped: the authors of TCSR published none; train one (see the card of tcsr)")
     if name not in known:
         raise ProbatumError(
             f"no weights named {name!r} are shipped: {did_you_mean(name, known) or 'see probatum show carn'}"

@@ -98,6 +98,21 @@ def test_with_branches_off_the_body_is_its_last_convolutions():
     assert torch.equal(TCSR(**SMALL, skip=True)(x), bicubic(x, 2))
 
 
+def test_layer_scale_weighs_the_branches():
+    torch.manual_seed(1)
+    plain = TCSR(**SMALL)
+    for factor in (1.0, 0.0):
+        scaled = TCSR(**SMALL, layer_scale=factor)
+        assert count(scaled) == count(plain) + 2 * 2 * 10
+        scaled.load_state_dict(plain.state_dict(), strict=False)
+        x = torch.rand(1, 3, 6, 8)
+        if factor:
+            assert torch.allclose(scaled(x), plain(x), atol=1e-6)
+        else:
+            first = scaled.conv_first(x - scaled.mean)
+            assert torch.equal(scaled.stages[0].blocks(first), first)
+
+
 def seen_from(net, size, at):
     """Rows of the input that the output pixels of the input pixel (at, middle) depend on."""
     x = torch.rand(1, 3, size, size, dtype=torch.float64, requires_grad=True)
@@ -124,7 +139,7 @@ def test_tiles_equal_the_whole():
     with torch.no_grad():
         whole = net(image)
         assert torch.allclose(tiled(net, image, 2, tile=16), whole, atol=1e-5)
-        assert torch.allclose(tiled(net, image[..., :20], 2, tile=1), net(image[..., :20]), atol=1e-5)  # cores narrower than the window
+        assert torch.allclose(tiled(net, image[..., :20, :9], 2, tile=1), net(image[..., :20, :9]), atol=1e-5)  # narrower than a window
         assert not torch.allclose(tiled(net, image, 2, tile=16, overlap=8), whole, atol=1e-5)
 
 
@@ -141,7 +156,7 @@ def test_small_images_are_mirrored():
 
 
 def test_files_come_back(tmp_path):
-    for options in (SMALL, {**SMALL, "stage": 0, "shift": "edge", "skip": True}):
+    for options in (SMALL, {**SMALL, "stage": 0, "shift": "edge", "layer_scale": 0.1, "skip": True}):
         net = awake(TCSR(**options))
         weights.save(net, tmp_path / "own.safetensors", half=False)
         again = weights.load(tmp_path / "own.safetensors")
@@ -159,6 +174,18 @@ def test_files_come_back(tmp_path):
         weights.load(tmp_path / "carn.safetensors", "tcsr")
 
 
+def test_upscale_takes_a_file_of_ours(tmp_path):
+    from probatum.superres.upscaling import Upscaler, upscale_array
+
+    net = awake(TCSR(**SMALL))
+    weights.save(net, tmp_path / "own.safetensors", half=False)
+    pixels = torch.randint(256, (37, 29, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    got = torch.from_numpy(upscale_array(Upscaler(str(tmp_path / "own.safetensors"), 2, tile=16), pixels.numpy()))
+    with torch.no_grad():
+        want = net(pixels.permute(2, 0, 1)[None] / 255)[0].mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    assert (got.int() - want.int()).abs().max() <= 1
+
+
 def test_bad_input():
     for options, message in (
         ({"scale": 1}, "scale must be an integer of 2 or more, got 1"), ({"kernel": 4}, "kernel must be odd, got 4"),
@@ -171,3 +198,25 @@ def test_bad_input():
         TCSR(**SMALL)(torch.rand(1, 3, 6, 6), 3)
     with pytest.raises(ProbatumError, match="the authors of TCSR published none"):
         weights.shipped("tcsr_b")
+
+
+def test_arms_of_the_claims_are_what_they_say():
+    """Mixers of other kinds in the same net: weights, windows, and the same start where only the shift differs."""
+    from probatum.claims.superres import tcsr as claims
+
+    assert set(claims.RATES) == {*claims.LARGE, *claims.SMALL, "no shift"}
+    assert all(claims.GRID[0] < rate < claims.GRID[-1] for rate in claims.RATES.values())
+
+    def weights_of(arm):
+        return sum(count(block.mixer) + count(block.norm1) for block in claims.blocks_of(claims.start(arm)))
+
+    own = weights_of("attention")
+    assert own == 4 * (4 * 24**2 + 4 * 24 + 3 * 13**2 + 2 * 24)
+    assert weights_of("dense 7 x 7") == 4 * (49 * 24**2 + 24 + 2 * 24) > 9 * own
+    for arm in ("dense 3 x 3", "gated depthwise 7 x 7"):
+        assert weights_of(arm) == pytest.approx(own, rel=0.04)
+    starts = []
+    for arm in ("attention", "no shift"):
+        torch.manual_seed(3)
+        starts.append(claims.start(arm).state_dict())
+    assert all(torch.equal(value, starts[1][key]) for key, value in starts[0].items())

@@ -42,7 +42,7 @@ def neighbourhood_attention(
         bias: (heads, 2 kernel - 1, 2 kernel - 1), of the offset (row, column) of key minus query plus kernel - 1; None for none.
         kernel: side of the window, odd and at most H and W.
         scale: of the scores; default d ** -0.5.
-        backend: "tiles", or "flex": torch's compiled FlexAttention, for CUDA devices (bias without half precision's gradient is its own).
+        backend: "tiles", or "flex": torch's compiled FlexAttention, for CUDA devices, with torch's own backward.
     Returns:
         (N, heads, H, W, d). Gradients of all four inputs; gradients of gradients are not there (tiles).
     Raises:
@@ -64,7 +64,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: int) ->
     if isinstance(kernel, bool) or not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
         raise ProbatumError(f"kernel must be odd, got {kernel!r}")
     if kernel > min(q.shape[2:4]):
-        raise ProbatumError(f"kernel {kernel} is larger than the image of {q.shape[2]} x {q.shape[3]}: pad it to {kernel} and crop afterwards")
+        raise ProbatumError(
+            f"kernel {kernel} is larger than the image of {q.shape[2]} x {q.shape[3]}: pad it to {kernel} and crop afterwards"
+        )
     if bias is not None and bias.shape != (q.shape[1], 2 * kernel - 1, 2 * kernel - 1):
         want = (q.shape[1], 2 * kernel - 1, 2 * kernel - 1)
         raise ProbatumError(f"bias must be (heads, 2 kernel - 1, 2 kernel - 1) = {want}, got {tuple(bias.shape)}")

@@ -194,16 +194,13 @@ def times(run: Run) -> None:
     """Milliseconds of both forms, every process a point."""
     with run.figure("times", "time of both forms on 128 x 128 pixels, one thread; a point a process (ms)", size=(6.4, 2.6)) as figure:
         for axes, what in zip(figure.subplots(1, 2), ("part", "net"), strict=True):
+            most = 0.0
             for place, (form, colour) in enumerate({"as trained": "#8a8a8a", "merged": "#0b6e4f"}.items()):
                 values = [1e3 * value for value in run.values(f"{what} {form}", "seconds")]
                 axes.plot(values, [place] * len(values), "o", color=colour)
-            axes.set(
-                title={"part": "feed-forward part", "net": "whole net"}[what],
-                yticks=(0, 1),
-                yticklabels=("as trained", "merged"),
-                xlabel="ms",
-            )
-            axes.set(xlim=(0, None), ylim=(-0.5, 1.5))
+                most = max(most, *values)
+            axes.set(title={"part": "feed-forward part", "net": "whole net"}[what], yticks=(0, 1), yticklabels=("as trained", "merged"))
+            axes.set(xlabel="ms", xlim=(0, 1.08 * most), ylim=(1.5, -0.5))
 
 
 @edges.figures

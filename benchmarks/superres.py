@@ -1,6 +1,6 @@
 """carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
 memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips. pams: one net as floats, with rounded floats, and
-as integers.
+as integers. cfsr: merged beside as trained. tcsr: neighbourhood attention beside copies of windows and masked full attention.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
@@ -26,6 +26,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -184,6 +185,110 @@ def stereo_rows(only: str | None, rounds: int, threads: int) -> list[dict]:
     return rows
 
 
+def cfsr(arm: str) -> tuple[float, int]:
+    """Seconds and extra bytes of one picture of 160 x 120 pixels at x4."""
+    import torch
+
+    from probatum.superres import CARNM, CFSR
+
+    torch.manual_seed(0)
+    if arm == "PLKSR":
+        from spandrel.architectures.PLKSR import PLKSR
+
+        net = PLKSR(upscaling_factor=4).eval()
+    else:
+        net = CARNM(scale=4).eval() if arm == "CARN-M" else CFSR(4).eval()
+    if arm.startswith("merged"):
+        net = net.merged()
+    order = torch.contiguous_format if arm.endswith("contiguous") else torch.channels_last
+    net, x = net.to(memory_format=order), torch.rand(1, 3, 120, 160).contiguous(memory_format=order)
+    with torch.inference_mode():
+        net(x[..., :32, :32])
+        reset_peak_memory()
+        before, times = peak_memory(), []
+        for _ in range(3):
+            begun = time.perf_counter()
+            net(x)
+            times.append(time.perf_counter() - begun)
+    return min(times), peak_memory() - before
+
+
+def cfsr_rows(rounds: int, threads: int) -> list[dict]:
+    """Results of `cfsr`; the arms alternate."""
+    from importlib.util import find_spec
+
+    found: dict[str, list[tuple[float, int]]] = {"merged": [], "as trained": [], "merged, contiguous": [], "CARN-M": []}
+    if find_spec("spandrel"):
+        found["PLKSR"] = []
+    else:
+        print("PLKSR is left out: spandrel is not installed")
+    return _alternating("cfsr x4, 160 x 120", cfsr, found, rounds, threads)
+
+
+def neighbourhood(arm: str) -> tuple[float, int]:
+    """Seconds and extra bytes of one layer's forward and backward; what comes out is checked against ours on a small image."""
+    import torch
+
+    from probatum.nn.neighbourhood import neighbourhood_attention, window_start
+
+    def windows(q, k, v, bias, kernel):
+        height, width = q.shape[2:4]
+        y, x = (window_start(n, kernel)[:, None] + torch.arange(kernel) for n in (height, width))
+        keys, values = (t[:, :, y[:, None, :, None], x[None, :, None, :]] for t in (k, v))  # (N, heads, H, W, k, k, d)
+        dy, dx = (t - torch.arange(len(t))[:, None] + kernel - 1 for t in (y, x))
+        scores = torch.einsum("nhyxd,nhyxabd->nhyxab", q, keys) * q.shape[-1] ** -0.5 + bias[:, dy[:, None, :, None], dx[None, :, None, :]]
+        return torch.einsum("nhyxab,nhyxabd->nhyxd", scores.flatten(4).softmax(4).view(scores.shape), values)
+
+    def full(q, k, v, bias, kernel):
+        height, width = q.shape[2:4]
+        apart, inside = [], []
+        for n in (height, width):
+            start, at = window_start(n, kernel)[:, None], torch.arange(n)
+            apart.append((at - at[:, None] + kernel - 1).clamp(0, 2 * kernel - 2))
+            inside.append((at >= start) & (at < start + kernel))
+        size = height * width
+        place = (apart[0][:, None, :, None] * (2 * kernel - 1) + apart[1][None, :, None, :]).view(size, size)
+        mask = (inside[0][:, None, :, None] & inside[1][None, :, None, :]).view(size, size)
+        added = bias.flatten(1)[:, place].masked_fill(~mask, -torch.inf)
+        y = torch.nn.functional.scaled_dot_product_attention(*(t.flatten(2, 3) for t in (q, k, v)), attn_mask=added)
+        return y.unflatten(2, (height, width))
+
+    call = {"tiles": neighbourhood_attention, "copies of windows": windows, "masked full attention": full}[arm]
+
+    def step(side: int, kernel: int) -> torch.Tensor:
+        g = torch.Generator().manual_seed(0)
+        q, k, v = (
+            torch.randn(1, side, side, 56, generator=g).view(1, side, side, 7, 8).permute(0, 3, 1, 2, 4).requires_grad_() for _ in "qkv"
+        )
+        bias = torch.randn(7, 2 * kernel - 1, 2 * kernel - 1, generator=g, requires_grad=True)
+        begun = time.perf_counter()
+        out = call(q, k, v, bias, kernel)
+        out.square().sum().backward()
+        taken.append(time.perf_counter() - begun)
+        return torch.cat([out.flatten(), *(t.grad.flatten() for t in (q, k, v, bias))])
+
+    taken: list[float] = []
+    small = step(9, 5)
+    own, call = call, neighbourhood_attention
+    assert torch.allclose(small, step(9, 5), atol=1e-4)
+    call = own
+    reset_peak_memory()
+    before = peak_memory()
+    taken.clear()
+    for _ in range(3):
+        step(64, 13)
+    return min(taken), peak_memory() - before
+
+
+def _alternating(benchmark: str, function: Callable, found: dict[str, list[tuple[float, int]]], rounds: int, threads: int) -> list[dict]:
+    """Rows of arms that are run in turns, each in a fresh process; ratios are to the first arm."""
+    for round_ in range(rounds):
+        for arm in list(found) if round_ % 2 == 0 else reversed(list(found)):
+            found[arm].append(isolated(function, arm, threads=threads).value)
+    first = next(iter(found.values()))
+    return [_row(benchmark, arm, values, [b[0] / a[0] for a, b in zip(first, values, strict=True)]) for arm, values in found.items()]
+
+
 def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list[float]) -> dict:
     seconds = statistics.median(v[0] for v in values)
     return {"benchmark": benchmark, "arm": arm, "seconds": seconds, "extra_gib": max(v[1] for v in values) / GIB, "ratios": ratios}
@@ -280,7 +385,7 @@ def integer_rows(args: argparse.Namespace, threads: int) -> list[dict]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "integers"])
+    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "integers", "cfsr", "neighbourhood"])
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=192, help="integers: side of the small image")
@@ -295,6 +400,11 @@ def main(arguments: list[str] | None = None) -> None:
         rows += stereo_rows(args.only, args.rounds, threads)
     if args.only in (None, "integers"):
         rows += integer_rows(args, threads)
+    if args.only in (None, "cfsr"):
+        rows += cfsr_rows(args.rounds, threads)
+    if args.only in (None, "neighbourhood"):
+        arms: dict[str, list[tuple[float, int]]] = {"tiles": [], "copies of windows": [], "masked full attention": []}
+        rows += _alternating("tcsr attention, 64 x 64, k 13", neighbourhood, arms, args.rounds, threads)
     if args.only in (None, "whole"):
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):

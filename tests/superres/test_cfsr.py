@@ -14,6 +14,10 @@ from probatum.superres.parts import DIV2K_MEAN, LayerNorm2d, multiply_adds
 from probatum.superres.tiling import tiled
 
 SMALL = {"scale": 2, "width": 8, "depths": (2, 1), "kernel": 5}
+CONTRACT = {
+    "CFSR": lambda: (CFSR(**SMALL), torch.rand(1, 3, 7, 9)),
+    "EdgeConv": lambda: (EdgeConv(5), torch.randn(2, 5, 7, 9)),
+}
 
 
 def count(net):
@@ -171,3 +175,19 @@ def test_the_authors_file_on_set5(official, fixtures):
         scores.append(fidelity(*(x.permute(1, 2, 0).numpy() for x in (enlarge(official, low, 4), high)), crop=4))
     assert abs(np.mean([s.psnr for s in scores]) - 32.33) <= 0.02
     assert abs(np.mean([s.ssim for s in scores]) - 0.8964) <= 0.001
+
+
+def test_arms_of_the_claims_are_what_they_say():
+    """Equal multiply-adds within 4 %, and two arms that begin as one function and draw the same crops."""
+    from probatum.claims.superres import cfsr as claims
+    from probatum.claims.superres.training import TEST, TRAIN, VALIDATION
+
+    assert len({*TRAIN, *VALIDATION, *TEST}) == 16
+    adds = {name: multiply_adds(CFSR(2, **options).merged(), 2, 24, 24) for name, options in claims.NETS.items()}
+    assert adds["edges"] == adds["no edges"] and 1 < adds["3 x 3"] / adds["edges"] < 1.04
+    starts = []
+    for name in ("edges", "no edges"):
+        torch.manual_seed(3)
+        starts.append(claims.start(name).state_dict())
+    assert all(torch.equal(value, starts[0][key]) for key, value in starts[1].items()) and len(starts[1]) < len(starts[0])
+    assert set(claims.RATES) == set(claims.NETS) and all(claims.GRID[0] < rate < claims.GRID[-1] for rate in claims.RATES.values())

@@ -160,6 +160,8 @@ class CFSR(nn.Module):
     """
 
     multiple = 1
+    scales: tuple[int, ...]
+    radius: int | None
     mean: Tensor
 
     def __init__(

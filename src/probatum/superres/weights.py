@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr, edsr, nafssr, rdn
+from probatum.superres import carn, cfsr, edsr, nafssr, rdn, tcsr
 from probatum.superres.residual import PlainResidual
 
 __all__ = ["NETS", "build", "load", "read", "save", "shipped", "shipped_files"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "edsr": edsr.EDSR, "nafssr": nafssr.NAFSSR, "rdn": rdn.RDN,
-    "plain": PlainResidual,
+    "plain": PlainResidual, "tcsr": tcsr.TCSR,
 }  # fmt: skip
-OWN = (carn, cfsr, edsr, nafssr, rdn)  # recognise the authors' files by their keys
+OWN = (carn, cfsr, edsr, nafssr, rdn, tcsr)  # recognise the authors' files by their keys
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -117,8 +117,8 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu", bi
         if expect is None or known["model"] == expect
         else {
             "model": expect,
-            "scale": known["scale"][:1] if expect in ("cfsr", "edsr", "nafssr", "rdn") else known["scale"],
-            "width": known["width"],
+            "scale": known["scale"][:1] if expect in ("cfsr", "edsr", "nafssr", "rdn", "tcsr") else known["scale"],
+            **({} if expect == "tcsr" else {"width": known["width"]}),  # heads must divide its width
         }
     )
     own = wanted.state_dict()
@@ -148,6 +148,8 @@ def shipped_files() -> dict[str, Path]:
 def shipped(name: str, *, device: str = "cpu") -> nn.Module:
     """A network that we trained and ship, such as "carn"; an unknown name is told the nearest."""
     known = shipped_files()
+    if name.startswith("tcsr") and name not in known:
+        raise ProbatumError(f"no weights named {name!r} are shipped: the authors of TCSR published none; train one (see the card of tcsr)")
     if name not in known:
         raise ProbatumError(
             f"no weights named {name!r} are shipped: {did_you_mean(name, known) or 'see probatum show carn'}"

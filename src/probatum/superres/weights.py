@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr, nafssr
+from probatum.superres import carn, cfsr, nafssr, st_avsr
 from probatum.superres.residual import PlainResidual
 
 __all__ = ["NETS", "build", "load", "save", "shipped", "shipped_files"]
 
-NETS: dict[str, Callable[..., nn.Module]] = {"carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "nafssr": nafssr.NAFSSR, "plain": PlainResidual}
+NETS: dict[str, Callable[..., nn.Module]] = {
+    "carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "nafssr": nafssr.NAFSSR, "plain": PlainResidual, "st_avsr": st_avsr.STAVSR,
+}  # fmt: skip
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -70,7 +72,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 
 def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") -> nn.Module:
-    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M, CFSR and NAFSSR, with or without wrappers
+    """The network in a file, in evaluation mode: ours, or the authors' CARN, CARN-M, CFSR, NAFSSR and ST-AVSR, with or without wrappers
     and `module.`.
 
     Args:
@@ -83,12 +85,14 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu") ->
     path = Path(path)
     state, config = _read(path)
     state = {name.removeprefix("module."): value.float() for name, value in state.items()}
-    known = config or carn.looks_like(state) or cfsr.looks_like(state) or nafssr.looks_like(state)
+    known = config or carn.looks_like(state) or cfsr.looks_like(state) or nafssr.looks_like(state) or st_avsr.looks_like(state)
     if known is None:
         raise ProbatumError(
             f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
             f"its first key is {next(iter(state), None)!r}"
         )
+    if known["model"] == "st_avsr":
+        state = st_avsr.without_flow_net(state)
     variant = "CARN-M, group {}".format(known["groups"]) if known["model"] == "carn_m" else known["model"].upper()
     wanted = build(
         known

@@ -102,6 +102,15 @@ class _Sines(nn.Module):
         nn.init.uniform_(last.weight, -bound, bound)
         self.net = nn.Sequential(_Sine(inputs, hidden, True), _Sine(hidden, hidden), _Sine(hidden, hidden), last)
 
+    def after(self, z: Tensor) -> Tensor:
+        """The output from what the first layer's linear map gives, which the caller makes in its own way."""
+        z = torch.sin(OMEGA * z)
+        for layer in self.net[1:3]:
+            z = layer(z)
+        last = self.net[3]
+        assert isinstance(last, nn.Linear)
+        return F.linear(z, last.weight.float(), last.bias.float())
+
 
 class KernelNet(nn.Module):
     """The kernels of target pixels from their places, sizes and the 3 x 3 offsets.
@@ -128,14 +137,12 @@ class KernelNet(nn.Module):
         rows, columns = self.pb_encoder2(tap, tap)
         offsets = (rows[:, None] + columns).view(9, 32)
         down, across = self.pb_encoder3(y, x)
-        first, *rest, last = self.imnets.net
+        first: nn.Linear = self.imnets.net[0].linear  # type: ignore[assignment]
         # the first layer is linear in the three encodings: no pair of pixel and offset needs its 96 numbers
-        a, b, c = first.linear.weight.float().split(32, 1)
-        fixed = offsets @ b.T + sum(s.sum(0) for s in size) @ a.T + first.linear.bias.float()
-        z = torch.sin(OMEGA * ((down @ c.T)[:, None, None] + (across @ c.T)[:, None] + fixed))
-        for layer in rest:
-            z = layer(z)
-        return F.linear(z, last.weight.float(), last.bias.float()).permute(3, 2, 0, 1)
+        a, b, c = first.weight.float().split(32, 1)
+        fixed = offsets @ b.T + sum(s.sum(0) for s in size) @ a.T + first.bias.float()
+        z = (down @ c.T)[:, None, None] + (across @ c.T)[:, None] + fixed
+        return self.imnets.after(z).permute(3, 2, 0, 1)
 
 
 @dataclass(frozen=True)

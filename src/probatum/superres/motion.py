@@ -54,7 +54,7 @@ def _luma(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def lucas_kanade(a: Tensor, b: Tensor, *, window: int = 7, steps: int = 3, coarsest: int = 12, damping: float = 1e-4) -> Tensor:
+def lucas_kanade(a: Tensor, b: Tensor, *, window: int = 5, steps: int = 3, coarsest: int = 12, damping: float = 1e-5) -> Tensor:
     """Dense optical flow by Lucas and Kanade's least squares, coarse to fine: the frozen flow network's place, without its weights.
 
     Args:
@@ -70,6 +70,9 @@ def lucas_kanade(a: Tensor, b: Tensor, *, window: int = 7, steps: int = 3, coars
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
 
+    def smooth(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
     for first, second in reversed(levels):
         if flow.shape[2:] != first.shape[2:]:
             flow = 2 * F.interpolate(flow, size=first.shape[2:], mode="bilinear")
@@ -82,7 +85,7 @@ def lucas_kanade(a: Tensor, b: Tensor, *, window: int = 7, steps: int = 3, coars
             xx, yy, xy, xt, yt = mean(torch.cat([dx * dx, dy * dy, dx * dy, dx * dt, dy * dt], 1)).unbind(1)
             xx, yy = xx + damping, yy + damping
             step = torch.stack([yy * xt - xy * yt, xx * yt - xy * xt], 1) / (xx * yy - xy * xy)[:, None]
-            flow = mean(flow + step.clamp(-1, 1))
+            flow = smooth(flow + step.clamp(-1, 1))
     return flow
 
 
@@ -134,4 +137,4 @@ class DeformableConv(nn.Module):
         seen = F.grid_sample(x.float().reshape(n * g, c // g, h, w), grid, align_corners=True).view(n, g, c // g, 9, h, w) * masks
         columns = seen.view(n, c * 9, h * w).to(x.dtype)
         assert self.bias is not None
-        return (self.weight.view(c, c * 9) @ columns).view(n, c, h, w) + self.bias.view(1, c, 1, 1)
+        return (self.weight.reshape(c, c * 9) @ columns).view(n, c, h, w) + self.bias.view(1, c, 1, 1)

@@ -218,7 +218,7 @@ class VideoStream:
         if self.recent and frame.shape != self.recent[-1].shape:
             raise ProbatumError(f"frames must be of one size, got {tuple(frame.shape)} after {tuple(self.recent[-1].shape)}")
         if self.kernels is None:
-            self.kernels = self.net.kernels(*frame.shape[2:], self.scale, self.size)
+            self.kernels = self.net.kernels(frame.shape[2], frame.shape[3], self.scale, self.size)
         out = self.finish() if self.cuts and self.recent and is_cut(self.recent[-1], frame) else []
         out += self._advance(frame)
         self.count += 1
@@ -233,6 +233,17 @@ class VideoStream:
             out += self._advance(self.recent[mirrored - self.count])
         self._clear()
         return out
+
+    def state(self) -> dict[str, Any]:
+        """What going on needs, as tensors and numbers; `resume` takes it."""
+        return {"count": self.count, "recent": self.recent, "waiting": self.waiting}
+
+    def resume(self, state: Mapping[str, Any]) -> "VideoStream":
+        """Go on from a state of a stream of the same net, factor and frames."""
+        self.count, self.recent, self.waiting = state["count"], list(state["recent"]), [tuple(w) for w in state["waiting"]]
+        if self.recent:
+            self.kernels = self.net.kernels(self.recent[-1].shape[2], self.recent[-1].shape[3], self.scale, self.size)
+        return self
 
     def _advance(self, x: Tensor) -> list[Tensor]:
         net = self.net

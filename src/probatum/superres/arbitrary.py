@@ -105,7 +105,7 @@ class _Sines(nn.Module):
     def after(self, z: Tensor) -> Tensor:
         """The output from what the first layer's linear map gives, which the caller makes in its own way."""
         z = torch.sin(OMEGA * z)
-        for layer in self.net[1:3]:
+        for layer in (self.net[1], self.net[2]):
             z = layer(z)
         last = self.net[3]
         assert isinstance(last, nn.Linear)

@@ -103,10 +103,13 @@ class Upscaler:
         if self.overlap is not None and (not self.layout or self.overlap < 0):
             raise ProbatumError(f"--overlap is the rows around a strip of a stereo pair, 0 or more, got {self.overlap!r}")
 
-    def pieces(self, pictures: Sequence[media.Picture], notes: list[str]) -> Iterator[tuple[np.ndarray, ...]]:
-        """Enlarged rows of each result, strip by strip: one result, or two of a pair of files. `notes` gets warnings."""
+    def check_pictures(self) -> None:
+        """Raise if the net is one of video."""
         if self.video:
             raise ProbatumError(f"{self.model} enlarges video, not single pictures; use --model carn for one")
+
+    def pieces(self, pictures: Sequence[media.Picture], notes: list[str]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Enlarged rows of each result, strip by strip: one result, or two of a pair of files. `notes` gets warnings."""
         if self.layout is None:
             yield from ((rows,) for rows in self.rows(pictures[0]))
             return
@@ -136,6 +139,7 @@ class Upscaler:
 
     def rows(self, picture: media.Picture) -> Iterator[np.ndarray]:
         """The enlarged picture from top to bottom, in strips (h, W[, C]) of its own type, alpha last."""
+        self.check_pictures()
         colour, alpha = picture.colour, picture.alpha
         if alpha is not None:
             colour = _fill_transparent(colour, alpha)
@@ -417,6 +421,7 @@ def run(
     Raises:
         ProbatumError: a single output that exists; another run into the same folder.
     """
+    upscaler.check_pictures()
     watch = watch or Watch()
     watch.start(jobs)
     results = []

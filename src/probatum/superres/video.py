@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -80,7 +81,7 @@ def _picture_stream(container: Any, path: Path) -> Any:
     """The first stream of moving pictures; a cover is none."""
     covers = 0
     for stream in container.streams.video:
-        if "attached_pic" not in str(getattr(stream.disposition, "name", "")):
+        if not stream.disposition & _av().stream.Disposition.attached_pic:
             return stream
         covers += 1
     raise ProbatumError(f"{path}: holds no video" + (", only a cover picture" if covers else ""))
@@ -177,17 +178,26 @@ class _Together:
     def resume(self, state: Any) -> None:
         if state["peak"] > 255:
             self.peak, self.kind = 65535.0, np.uint16  # type: ignore[assignment]
-        self.stream.resume(state)
+        place = {key: [_moved(value, self.device) for value in state[key]] for key in ("recent", "waiting")}
+        self.stream.resume({**state, **place})
+
+
+def _moved(value: Any, device: str) -> Any:
+    """Tensors, or tuples of them, on another device."""
+    if isinstance(value, tuple):
+        return tuple(_moved(part, device) for part in value)
+    return None if value is None else value.to(device)
 
 
 @dataclass
 class _Lost:
-    """What could not be decoded."""
+    """What decoding showed: what was lost, and what only frames tell."""
 
     packets: int = 0
     flawed: list[int] = field(default_factory=list)  # frames that the decoder patched up
     stopped: str | None = None
     interlaced: bool = False
+    rotation: int = 0  # what a player turns the video by
 
     def notes(self, frames: int) -> list[str]:
         notes = []
@@ -237,6 +247,7 @@ def _decoded(path: Path, clip: Clip, lost: _Lost) -> Iterator[tuple[np.ndarray, 
                 if frame.is_corrupt:
                     lost.flawed.append(number)
                 lost.interlaced |= bool(frame.interlaced_frame)
+                lost.rotation = frame.rotation
                 time_ = frame.pts if frame.pts is not None else last + step
                 time_ = max(time_, last + 1) if number else time_  # encoders want times that rise
                 kind = "rgb24" if clip.depth == 8 else "rgb48le"
@@ -349,12 +360,13 @@ def enlarge_video(
     key: str = "",
     segment: int = SEGMENT,
     advance: Callable[[int], None] | None = None,
+    made: Callable[[Path], None] | None = None,
 ) -> tuple[tuple[int, int], int, list[str]]:
     """Enlarge the video of `source` into `target`, whose ending says the container; ((width, height), frames, notes).
 
     Args:
         key: what the result depends on beside the source; segments of another key are thrown away.
-        segment: frames of a segment. `advance`: told the input pixels of each finished frame.
+        segment: frames of a segment. `advance`: told the input pixels of each finished frame. `made`: told the whole file before it is renamed.
     Raises:
         ProbatumError: no video, no frame that can be decoded, frames that change their size, a container that is not written.
     """
@@ -370,11 +382,9 @@ def enlarge_video(
     place = target.with_name(f".{target.name}.probatum-segments")
     whole_key = json.dumps([key, str(size), codec, segment])
     parts, state = _begun(place, whole_key)
-    lost = _Lost()
     skip, times = 0, []
-    if state:
+    if state:  # its frames are decoded again, which is quick, and not enlarged again
         skip, times = state["consumed"], list(state["times"])
-        lost.packets, lost.flawed, lost.interlaced = state["lost"]
         enlarger.resume(state["net"])
     consumed, done = 0, sum(part["frames"] for part in parts)
     if advance:
@@ -391,9 +401,9 @@ def enlarge_video(
         if advance:
             advance(clip.width * clip.height)
 
-    fresh = _Lost()
+    lost = _Lost()
     try:
-        for pixels, time_ in _ahead(_decoded(source, clip, fresh)):
+        for pixels, time_ in _ahead(_decoded(source, clip, lost)):
             consumed += 1
             if consumed <= skip:
                 continue
@@ -404,9 +414,7 @@ def enlarge_video(
                 current.close()
                 parts.append({"file": current.path.name, "frames": current.count})
                 current = None
-                _keep(place, whole_key, parts, {
-                    "consumed": consumed, "times": times, "net": enlarger.state(), "lost": (fresh.packets, fresh.flawed, fresh.interlaced),
-                })  # fmt: skip
+                _keep(place, whole_key, parts, {"consumed": consumed, "times": times, "net": enlarger.state()})
         for out in enlarger.finish():
             give(out)
         if current:
@@ -419,18 +427,20 @@ def enlarge_video(
         raise
     if not parts:
         shutil.rmtree(place, ignore_errors=True)
-        raise ProbatumError(f"{source}: no frame of the video can be decoded" + (f" ({fresh.stopped})" if fresh.stopped else ""))
-    notes = [*clip.notes, *fresh.notes(done)]
+        raise ProbatumError(f"{source}: no frame of the video can be decoded" + (f" ({lost.stopped})" if lost.stopped else ""))
+    notes = [*clip.notes, *lost.notes(done)]
     if size[0] % 2 or size[1] % 2:
         notes.append(f"{size[1]} x {size[0]} pixels are an odd number: colour is written at full size (4:4:4), which some players do not show")
-    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+    whole = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     try:
-        notes += _join(source, [place / part["file"] for part in parts], partial, form)
-        with open(partial, "rb+") as file:
+        notes += _join(source, [place / part["file"] for part in parts], whole, form, lost.rotation)
+        with open(whole, "rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(target)
+        if made:
+            made(whole)
+        whole.replace(target)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
         raise
     shutil.rmtree(place, ignore_errors=True)
     return (size[1], size[0]), done, notes
@@ -455,7 +465,7 @@ def _keep(place: Path, key: str, parts: list[dict[str, Any]], state: dict[str, A
     partial.replace(place / "state.pt")
 
 
-def _join(source: Path, segments: list[Path], target: Path, form: str) -> list[str]:
+def _join(source: Path, segments: list[Path], target: Path, form: str, rotation: int = 0) -> list[str]:
     """Put the segments and the source's other streams into one file; what did not fit, in words."""
     av = _av()
     notes: list[str] = []
@@ -464,6 +474,8 @@ def _join(source: Path, segments: list[Path], target: Path, form: str) -> list[s
         with av.open(str(segments[0])) as first:
             pictures = out.add_stream_from_template(first.streams.video[0])
         pictures.metadata.update({k: v for k, v in main.metadata.items() if k in ("language", "title")})
+        if rotation:
+            pictures.set_display_rotation(rotation)
         copies = {}
         for stream in original.streams:
             if stream.index == main.index:
@@ -571,10 +583,9 @@ def run(upscaler: Upscaler, jobs: list[Job], *, out: Path | None, overwrite: boo
                     result = Result(str(job.source), str(job.target), "kept")
                 else:
                     job.target.parent.mkdir(parents=True, exist_ok=True)
-                    size, frames, notes = enlarge_video(upscaler, job.source, job.target, key=key, advance=watch.advance)
+                    note_it = partial(ledger.add, job.target, key=key) if ledger else None
+                    size, frames, notes = enlarge_video(upscaler, job.source, job.target, key=key, advance=watch.advance, made=note_it)
                     result = Result(str(job.source), str(job.target), "done", size=size, notes=(f"{frames} frames", *notes))
-                    if ledger:
-                        ledger.add(job.target, job.target, key)
             except NotHere:
                 raise
             except (ProbatumError, OSError) as error:

@@ -119,6 +119,8 @@ def probe(path: Path) -> Clip:
         if any(c.is_alpha for c in form.components):
             notes.append("warning: transparency is left out")
         tags = tuple(int(getattr(context, name) or 0) for name in ("color_primaries", "color_trc", "colorspace", "color_range"))
+        if tags[2] == 0:  # RGB, which is written as 601 in the usual range
+            tags = (*tags[:2], 6, 1)
         return Clip(
             context.width, context.height, Fraction(rate), Fraction(base), count, form.name, 8 if bits <= 8 else 16, tags,  # type: ignore[arg-type]
             stream.sample_aspect_ratio, tuple(notes),
@@ -320,8 +322,6 @@ class _Segment:
         if aspect:
             context.sample_aspect_ratio = aspect
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = clip.tags
-        if clip.tags[2] == 0:  # RGB, which we do not write
-            context.colorspace = 2
 
     def add(self, pixels: np.ndarray, time_: int) -> None:
         av = _av()
@@ -502,7 +502,8 @@ def _join(source: Path, segments: list[Path], target: Path, form: str, rotation:
             for path in segments:
                 with av.open(str(path)) as part:
                     for packet in part.demux(part.streams.video[0]):
-                        if packet.dts is not None:
+                        if packet.pts is not None:
+                            packet.dts = packet.pts  # no frame is out of order, and NUT does not know it where frames are missing
                             yield packet.dts * packet.time_base, 0, packet, pictures
 
         def others() -> Iterator[tuple[Fraction, int, Any, Any]]:

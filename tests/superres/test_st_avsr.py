@@ -300,3 +300,16 @@ def test_bad_input():
     stream.push(torch.rand(1, 3, 8, 8))
     with pytest.raises(ProbatumError, match="frames must be of one size"):
         stream.push(torch.rand(1, 3, 8, 9))
+
+
+def test_large_and_small_pictures_are_sampled_alike(monkeypatch):
+    from probatum.superres import arbitrary
+
+    torch.manual_seed(0)
+    net, up, u, x = KernelNet(8), ArbitraryUpsampler(8), torch.randn(1, 8, 6, 5), torch.rand(1, 3, 6, 5)
+    kernels = kernels_for(net, (6, 5), (15, 13))
+    assert kernels.table.requires_grad
+    dense = up(u, kernels, x)
+    monkeypatch.setattr(arbitrary, "DENSE", 0)
+    with torch.no_grad():
+        torch.testing.assert_close(up(u, kernels_for(net, (6, 5), (15, 13)), x), dense.detach(), rtol=1e-5, atol=1e-6)

@@ -22,6 +22,7 @@ __all__ = ["ArbitraryUpsampler", "KernelNet", "Kernels", "kernels_for", "parse_s
 
 OMEGA = 30.0
 TABLE = 1 << 26  # numbers that a table may hold; larger ones are made again for each strip of rows
+DENSE = 64  # sides up to which pictures, as those of training, are sampled by products with matrices
 STRIP = 1 << 24  # numbers of sampled features in one strip of rows
 
 
@@ -168,8 +169,12 @@ class Kernels:
         index = self.y[1][top:bottom]
         if self.table is None:
             return self.net(self.y[0][index], self.x[0], self.cell)[..., self.x[1]]
-        device = self.table.device
-        return self.table.index_select(2, index.to(device)).index_select(3, self.x[1].to(device))
+        table, across = self.table, self.x[1].to(self.table.device)
+        index = index.to(table.device)
+        if table.requires_grad:  # the gradient of a product is much faster than that of index_select
+            down, right = (F.one_hot(i, n).to(table.dtype) for i, n in ((index, table.shape[2]), (across, table.shape[3])))
+            return down @ table @ right.T
+        return table.index_select(2, index).index_select(3, across)
 
 
 def kernels_for(net: KernelNet, source: tuple[int, int], size: tuple[int, int], *, most: int = TABLE) -> Kernels:
@@ -189,6 +194,11 @@ def _between(length: int, out: int, first: int, last: int) -> tuple[Tensor, Tens
     a, b = low.long(), low.long() + 1
     weight_a, weight_b = (1 - share) * (a >= 0), share * (b < length)
     return a.clamp_min(0), b.clamp_max(length - 1), weight_a.float(), weight_b.float()
+
+
+def _matrix(length: int, a: Tensor, b: Tensor, weight_a: Tensor, weight_b: Tensor) -> Tensor:
+    """The same as a matrix (targets, length)."""
+    return F.one_hot(a, length) * weight_a[:, None] + F.one_hot(b, length) * weight_b[:, None]
 
 
 class ArbitraryUpsampler(nn.Module):
@@ -224,8 +234,12 @@ class ArbitraryUpsampler(nn.Module):
             above, below, weight_above, weight_below = (v.to(u.device) for v in _between(h, height, first, last))
             start = int(above[0])
             near = F.unfold(padded[:, :, start : int(below[-1]) + 3], 3).view(n, c * 9, -1, w)
-            rows = near.index_select(2, above - start) * weight_above[:, None] + near.index_select(2, below - start) * weight_below[:, None]
-            seen = rows.index_select(3, left) * weight_left + rows.index_select(3, right) * weight_right
+            if max(h, w) <= DENSE:
+                down = _matrix(near.shape[2], above - start, below - start, weight_above, weight_below)
+                seen = down @ near @ _matrix(w, left, right, weight_left, weight_right).T
+            else:
+                rows = near.index_select(2, above - start) * weight_above[:, None] + near.index_select(2, below - start) * weight_below[:, None]
+                seen = rows.index_select(3, left) * weight_left + rows.index_select(3, right) * weight_right
             product = seen.view(n, c, 9, last - first, width) * kernels.rows(first, last)
             summed = F.fold(product.view(n, c * 9, -1), (last - first, width), 3, padding=1)
             # the first and last rows of an inner strip lack terms; they are cut before the convolution pads with zeros in their place

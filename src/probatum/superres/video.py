@@ -29,7 +29,7 @@ from probatum.superres.arbitrary import target_size
 from probatum.superres.st_avsr import VideoStream
 from probatum.superres.upscaling import PARTIAL, Job, Result, Upscaler, Watch, _folder, _sha
 
-__all__ = ["ENDINGS", "Clip", "enlarge_video", "is_video", "plan", "probe", "run"]
+__all__ = ["ENDINGS", "Clip", "Lost", "decoded", "enlarge_video", "is_video", "plan", "probe", "run"]
 
 FORMS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # what is written
 ENDINGS = {*FORMS, ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp", ".nut"}  # what is read
@@ -192,7 +192,7 @@ def _moved(value: Any, device: str) -> Any:
 
 
 @dataclass
-class _Lost:
+class Lost:
     """What decoding showed: what was lost, and what only frames tell."""
 
     packets: int = 0
@@ -219,7 +219,7 @@ def _matrix(clip: Clip) -> int:
     return clip.tags[2] if clip.tags[2] in MATRICES else 5
 
 
-def _decoded(path: Path, clip: Clip, lost: _Lost) -> Iterator[tuple[np.ndarray, int]]:
+def decoded(path: Path, clip: Clip, lost: Lost) -> Iterator[tuple[np.ndarray, int]]:
     """(pixels, time) of each frame; damaged ones are counted and passed over."""
     av = _av()
     number, last = 0, -1
@@ -401,9 +401,9 @@ def enlarge_video(
         if advance:
             advance(clip.width * clip.height)
 
-    lost = _Lost()
+    lost = Lost()
     try:
-        for pixels, time_ in _ahead(_decoded(source, clip, lost)):
+        for pixels, time_ in _ahead(decoded(source, clip, lost)):
             consumed += 1
             if consumed <= skip:
                 continue

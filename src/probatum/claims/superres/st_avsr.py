@@ -122,3 +122,40 @@ def train(arm: str, seed: int, steps: int, lr: float | None = None) -> "STAVSR":
     )  # fmt: skip
     fit = Fit(net, patches, steps=steps, lr=lr or RATES[kind], warm_up=20, loss=lambda y, target: ((y - target).square() + 1e-6).sqrt().mean())
     return fit.advance().result()  # type: ignore[return-value]
+
+
+@neighbours.figures
+def gains(run: Run) -> None:
+    """Every training at every factor."""
+    colours = {"single": "#8a8a8a", "video": "#0b6e4f", "video, fixed prior": "#7fb8a4"}
+    with run.figure("gains", "PSNR above bicubic on the test frames (dB); a point a training", size=(6.4, 3.0)) as figure:
+        axes = figure.subplots()
+        for shift, (arm, colour) in enumerate(colours.items()):
+            for place, name in enumerate(SCALES):
+                base = run.values("bicubic", f"psnr_{name}")[0]
+                values = [value - base for value in run.values(arm, f"psnr_{name}")]
+                axes.plot([place + 0.15 * shift] * len(values), values, "o", color=colour, label=arm if not place and values else None)
+        axes.axhline(0, color="#cccccc")
+        axes.set(xticks=range(len(SCALES)), xticklabels=[f"x{scale:g}" for scale in SCALES.values()], ylabel="dB above bicubic")
+        axes.legend()
+
+
+@neighbours.figures
+def pictures(run: Run) -> None:
+    """A part of one test frame at x3.5."""
+    import torch
+    from torch.nn import functional as F
+
+    from probatum.superres.clips import shrink
+
+    if run.smoke:
+        return
+    high = _stretches(TEST, False)[0]
+    size, low = (high.shape[2], high.shape[3]), shrink(high, 3.5).float() / 255
+    shown = [F.interpolate(low, size=size, mode="bicubic", antialias=True)[3]]
+    with torch.inference_mode():
+        for arm in ("single", "video"):
+            net = _net(run, arm, run.seed, STEPS[run.budget])
+            shown.append(net(low[3:4, None], size=size)[0, 0] if arm == "single" else net(low[None], size=size)[0, 3])
+    pixels = torch.cat([*(y.mul(255).round().clamp(0, 255).to(torch.uint8)[:, :, 64:192] for y in shown), high[3][:, :, 64:192]], 2)
+    run.image("pictures", pixels.permute(1, 2, 0).numpy(), "x3.5, from left to right: bicubic, one frame, with its neighbours, the original")

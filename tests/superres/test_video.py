@@ -261,3 +261,31 @@ def test_bad_input(models, tmp_path):
     (result,) = run(upscaler, plan([source], source)[0], out=None)
     assert result.state == "failed" and "itself" in result.error
     assert video.is_video(source) and not video.is_video(tmp_path / "a.png")
+
+
+def test_ten_bits_subtitles_and_chapters_are_kept(models, tmp_path):
+    (tmp_path / "words.srt").write_text("1\n00:00:00,000 --> 00:00:00,100\nhello\n\n2\n00:00:00,100 --> 00:00:00,200\nagain\n\n", "utf-8")
+    source = tmp_path / "in.mkv"
+    with av.open(str(tmp_path / "words.srt")) as words, av.open(str(source), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = 24, 32, "yuv420p10le"
+        text = out.add_stream_from_template(words.streams.subtitles[0])
+        text.metadata["language"] = "eng"
+        out.set_chapters([{"id": 1, "start": 0, "end": 100, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}])
+        for pixels in moving(5):
+            frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint16) * 257, format="rgb48le").reformat(format="yuv420p10le")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+        for packet in words.demux():
+            if packet.dts is not None:
+                packet.stream = text
+                out.mux(packet)
+    _, count, notes = enlarge_video(Upscaler(models["video"], 2), source, tmp_path / "out.mkv")
+    assert count == 5 and not notes
+    with av.open(str(tmp_path / "out.mkv")) as out:
+        assert out.streams.video[0].codec_context.format.name == "yuv420p10le"
+        assert out.streams.subtitles[0].language == "eng" and [c["metadata"]["title"] for c in out.chapters()] == ["one"]
+        said = [bytes(p) for p in out.demux(out.streams.subtitles[0]) if p.size]
+    assert said == [b"hello", b"again"]
+    _, _, notes = enlarge_video(Upscaler(models["carn"], 2), source, tmp_path / "out.mp4")
+    assert any("subtitle" in note and ".mkv holds it" in note for note in notes)

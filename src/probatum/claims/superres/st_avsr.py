@@ -36,7 +36,8 @@ def neighbours(run: Run, seed: int) -> None:
     on the central 256 x 128 pixels of two stretches of seven frames from 168 to 249, each scored on its five inner frames; the same video, so a test of the mechanism and
     not a benchmark. Low-resolution frames by bicubic with antialiasing; PSNR on RGB, 4 pixels cut off. B-AVSR (no prior) of width 16 with two
     blocks in each trunk, 240 steps (full: 5,000) of ten frames of 16 x 16 pixels at factors from 2 to 4, Adam, cosine, Charbonnier, a last
-    convolution that starts at zero.
+    convolution that starts at zero, first and last convolutions of the trunks at Kaiming's size and kernels at one: as published both start so
+    small that nothing would happen in so few steps.
 
     `video` is the method on crops of five frames. `single` is the same net on single frames, in training and test: its recurrence and its
     future frames see the frame itself. Each arm has its rate from one grid of three. `video, fixed prior` is ST-AVSR with local contrast and
@@ -114,6 +115,10 @@ def train(arm: str, seed: int, steps: int, lr: float | None = None) -> "STAVSR":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = STAVSR(2, width=WIDTH, blocks=BLOCKS, groups=GROUPS, prior="fixed" if arm.endswith("prior") else None)
+    torch.nn.init.ones_(net.kernel_predict.imnets.net[3].bias)  # type: ignore[arg-type]
+    # as published the convolutions start at a fifth of Kaiming's and the kernels near zero: in so few steps nothing would pass through them
+    for layer in (net.forward_rnn.first_conv, net.forward_rnn2.first_conv, net.d.convs[0], net.d.convs[2]):
+        layer.weight.data.mul_(5)  # type: ignore[operator, union-attr]
     for parameter in net.upsample.imnets[2].parameters():
         torch.nn.init.zeros_(parameter)
     side, frames, batch = CROP[kind]

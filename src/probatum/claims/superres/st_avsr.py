@@ -115,7 +115,7 @@ def train(arm: str, seed: int, steps: int, lr: float | None = None) -> "STAVSR":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = STAVSR(2, width=WIDTH, blocks=BLOCKS, groups=GROUPS, prior="fixed" if arm.endswith("prior") else None)
-    torch.nn.init.ones_(net.kernel_predict.imnets.net[3].bias)  # type: ignore[arg-type]
+    net.kernel_predict.imnets.net[3].weight.data.mul_(30)  # type: ignore[operator, union-attr]
     # as published the convolutions start at a fifth of Kaiming's and the kernels near zero: in so few steps nothing would pass through them
     for layer in (net.forward_rnn.first_conv, net.forward_rnn2.first_conv, net.d.convs[0], net.d.convs[2]):
         layer.weight.data.mul_(5)  # type: ignore[operator, union-attr]

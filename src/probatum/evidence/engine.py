@@ -197,7 +197,8 @@ def check(claims: Iterable[Claim], options: Options, watch: Watch) -> list[Resul
             busy = f"another check of {paper} is running; wait for it or stop it (its finished seeds are kept)"
             stack.enter_context(store.lock(f"check-{paper}", busy))
         cases = [Case(claim, options) for claim in claims]
-        threads = max(1, cores() // options.jobs)
+        seeds = sum(case.plan["looks"][-1] for case in cases)
+        threads = max(1, cores() // min(options.jobs, seeds))  # a single seed has the machine to itself
         pool: Pool = RayPool(options.cluster) if options.cluster else LocalPool(options.jobs, threads)
         stack.callback(pool.close)
         return _Loop(cases, options, watch, pool).run()

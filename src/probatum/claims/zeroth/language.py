@@ -107,8 +107,7 @@ def measure(run: "Run", seed: int) -> None:
                 right = _right(open_finetuned(arms[arm]), held)
                 run.record(arm, accuracy=right, chosen=job["lr"], tuned=outcome["tuned"], steps=job["steps"])
                 run.record(arm, {"differs from training": abs(sum(right) / len(right) - outcome["after"])})
-                run.record(arm, {"what is kept": _kept(arms[arm]), "peak memory of the training": outcome["peak_memory"]}, unit="B")
-                run.record(arm, seconds=outcome["seconds"], unit="s")
+                run.record(arm, {"what is kept": _kept(arms[arm])}, unit="B")
 
 
 def _runs(run: "Run", seed: int, scratch: Path) -> "tuple[str, list[Labelled], dict[str, Path]]":

@@ -197,8 +197,8 @@ def check(claims: Iterable[Claim], options: Options, watch: Watch) -> list[Resul
             busy = f"another check of {paper} is running; wait for it or stop it (its finished seeds are kept)"
             stack.enter_context(store.lock(f"check-{paper}", busy))
         cases = [Case(claim, options) for claim in claims]
-        seeds = sum(case.plan["looks"][-1] for case in cases)
-        threads = max(1, cores() // min(options.jobs, seeds))  # a single seed has the machine to itself
+        seeds = sum(case.plan["looks"][-1] for case in cases)  # a single one has the machine to itself, but not a smoke run, many of which run at once
+        threads = max(1, cores() // (options.jobs if options.budget == "smoke" else min(options.jobs, seeds)))
         pool: Pool = RayPool(options.cluster) if options.cluster else LocalPool(options.jobs, threads)
         stack.callback(pool.close)
         return _Loop(cases, options, watch, pool).run()

@@ -9,6 +9,7 @@ import typer
 from probatum.cli.browse import Json
 from probatum.cli.output import console, print_json, size
 from probatum.errors import ProbatumError, did_you_mean
+from probatum.files import whole
 
 if TYPE_CHECKING:
     from probatum.algebra.fusemax import Cascade
@@ -150,9 +151,8 @@ def _run(found: "Cascade", source: Path, output: Path | None, extents: dict[str,
     if output is not None:
         if output.suffix != ".npz":
             raise ProbatumError(f"-o must end in .npz, got {output.name!r}")
-        partial = output.with_name(f".partial-{output.name}")
-        np.savez(partial, **{name: value.numpy() for name, value in results.items()})  # type: ignore[arg-type]
-        partial.replace(output)
+        with whole(output) as partial:
+            np.savez(partial, **{name: value.numpy() for name, value in results.items()})  # type: ignore[arg-type]
     rows = {
         name: {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "mean": float(value.double().mean())}
         for name, value in results.items()

@@ -5,7 +5,6 @@ methods that leave a log, the seed and the two numbers a step that rebuild it ("
 results.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from probatum.data.encoder import PACKAGED
 from probatum.data.texts import Labelled
 from probatum.errors import NotHere, ProbatumError
+from probatum.files import alone, whole
 from probatum.finetune.classify import TextClassifier
 from probatum.finetune.methods import Setting, Tuner, method_named
 
@@ -246,11 +246,8 @@ def _keep(unfinished: Path, tuner: Tuner, outcome: Outcome) -> None:
     weights = {name: value.detach() for name, value in tuner.weights().items()}
     state = {"optimizer": tuner.optimizer.state_dict(), "weights": weights, "outcome": asdict(outcome), "random": torch.get_rng_state()}
 
-    def write(path: str) -> None:
-        with open(path, "wb") as file:
-            torch.save(state, file)
-
-    _write(unfinished / "state.pt", write)
+    with whole(unfinished / "state.pt") as partial:
+        torch.save(state, partial)
 
 
 def _restore(unfinished: Path, tuner: Tuner, outcome: Outcome) -> float:
@@ -294,7 +291,8 @@ def _save(job: Job, tuner: Tuner, network: TextClassifier, place: Path, started:
             network.tokenizer.save_pretrained(made)
         for path in sorted(made.iterdir()):
             os.replace(path, place / path.name)
-    _write(place / SUMMARY, lambda path: Path(path).write_text(json.dumps(summary, indent=1), encoding="utf-8"))
+    with whole(place / SUMMARY) as partial:
+        partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
     shutil.rmtree(place / PROGRESS, ignore_errors=True)
 
 
@@ -354,22 +352,11 @@ def open_finetuned(folder: str | os.PathLike[str]) -> TextClassifier:
 @contextmanager
 def _folder(place: Path) -> Iterator[Path]:
     """The output folder, made, locked, and swept of what killed runs left."""
-    try:
-        (place / PROGRESS).mkdir(parents=True, exist_ok=True)
-        handle = os.open(place, os.O_RDONLY)
-    except OSError as error:
-        raise ProbatumError(f"--out {place}: {error.strerror or error}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise ProbatumError(f"--out {place}: another fine-tuning is writing there; wait for it or stop it") from None
-    try:
+    with alone(place, "--out", "another fine-tuning"):
+        (place / PROGRESS).mkdir(exist_ok=True)
         for left in place.glob(".saving-*"):
             shutil.rmtree(left, ignore_errors=True)
         yield place
-    finally:
-        os.close(handle)
 
 
 def _finished(place: Path, wanted: dict[str, Any], overwrite: bool) -> Outcome | None:
@@ -388,17 +375,6 @@ def _finished(place: Path, wanted: dict[str, Any], overwrite: bool) -> Outcome |
         raise ProbatumError(f"--out {place} holds an unfinished run with other settings: take those, another folder, or --overwrite")
     elif (place / "config.json").exists():
         raise ProbatumError(f"--out {place} holds a model that this command did not make: take another folder, or --overwrite")
-    _write(settings, lambda path: Path(path).write_text(json.dumps(wanted), encoding="utf-8"))
+    with whole(settings) as partial:
+        partial.write_text(json.dumps(wanted), encoding="utf-8")
     return None
-
-
-def _write(path: Path, write: Callable[[str], object]) -> None:
-    """To a temporary name, then renamed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    os.close(handle)
-    try:
-        write(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -12,7 +12,6 @@ least p > 1/2, no change of Euclidean length below sigma Phi^-1(p) alters the an
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from probatum.errors import ProbatumError
+from probatum.files import whole
 
 __all__ = ["ABSTAIN", "Certificate", "certified_accuracy", "certify", "largest_radius", "lower_bound", "smoothed_labels"]
 
@@ -244,6 +244,5 @@ def _load(path: Path, head: dict[str, Any]) -> list[Certificate]:
 
 
 def _save(path: Path, head: dict[str, Any], found: list[Certificate]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"head": head, "certificates": [asdict(c) for c in found]}), "utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps({"head": head, "certificates": [asdict(c) for c in found]}), "utf-8")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.errors import ProbatumError
-from probatum.superres.parts import DIV2K_MEAN, LayerNorm2d, bicubic, check_image, pick_scale
+from probatum.superres.parts import DIV2K_MEAN, LayerNorm2d, bicubic, check_image, direct_head, pick_scale
 
 __all__ = ["CFSR", "EdgeConv"]
 
@@ -191,10 +191,7 @@ class CFSR(nn.Module):
         )
         self.norm = LayerNorm2d(width)
         self.conv_after_body = nn.Conv2d(width, width, 3, padding=1)
-        self.upsample = nn.Sequential(nn.Conv2d(width, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
-        if skip:
-            nn.init.zeros_(self.upsample[0].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(self.upsample[0].bias)  # type: ignore[arg-type]
+        self.upsample = direct_head(width, scale, zero=skip)
 
     def forward(self, x: Tensor, scale: int | None = None) -> Tensor:
         """x (N, 3, H, W) -> (N, 3, scale H, scale W)."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.errors import MissingExtra, NotHere, ProbatumError
+from probatum.files import whole
 from probatum.superres.parts import SRModel, check_image, pick_scale
 
 if TYPE_CHECKING:
@@ -166,14 +167,10 @@ def export_onnx(net: nn.Module, path: str | Path, *, scale: int | None = None, c
     }  # fmt: skip
     _slim(model)
     onnx.helper.set_model_props(model, {"probatum": json.dumps(label)})
-    partial = path.with_name(f".{path.stem}.partial.onnx")
-    onnx.save(model, str(partial))
-    try:
+    with whole(path) as partial:
+        onnx.save(model, str(partial))
         if check:
             _compare(plain, partial, scale, example[:1, :, : 2 * side, : 3 * side])
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

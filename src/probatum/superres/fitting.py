@@ -2,7 +2,6 @@
 goes on exactly."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.errors import ProbatumError
+from probatum.files import whole
 from probatum.metrics.fidelity import luma, psnr
 from probatum.superres.degradation import crop_to_multiple, degrade
 from probatum.superres.parts import bicubic
@@ -156,9 +156,8 @@ class Fit:
             "generator": self.patches.generator.get_state(),
             "losses": torch.tensor(self.losses),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(state, partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> "Fit":
         """Go on from a saved state: bit for bit the same as if it had not stopped, at the same number of steps in

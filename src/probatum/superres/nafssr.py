@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probatum.errors import ProbatumError, did_you_mean
-from probatum.superres.parts import LayerNorm2d, pick_scale
+from probatum.superres.parts import LayerNorm2d, direct_head, pick_scale
 
 __all__ = ["NAFSSR", "PRESETS", "SCAM", "LocalMean", "NAFBlock", "looks_like", "row_attention"]
 
@@ -221,7 +221,7 @@ class NAFSSR(nn.Module):
             ), drop_path, generator)
             for index in range(blocks)
         ))  # fmt: skip
-        self.up = nn.Sequential(nn.Conv2d(width, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+        self.up = direct_head(width, scale)
 
     @classmethod
     def preset(cls, name: str, scale: int = 4, **changes: Any) -> "NAFSSR":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import ProbatumError
+from probatum.files import whole
 
 __all__ = ["load_packed", "official", "pack", "packed_bytes", "save_packed", "unpack"]
 
@@ -72,7 +73,8 @@ def save_packed(net: nn.Module, path: str | Path) -> Path:
             state[f"{name}.step"] = inside[name].step().cpu().float()
         else:
             state[name] = value.detach().cpu().float().contiguous()
-    save_file(state, str(path), metadata={"probatum": json.dumps({**net.config(), "pams": note})})  # type: ignore[operator]
+    with whole(path) as partial:
+        save_file(state, str(partial), metadata={"probatum": json.dumps({**net.config(), "pams": note})})  # type: ignore[operator]
     return path
 
 

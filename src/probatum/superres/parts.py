@@ -137,6 +137,15 @@ class Head(nn.Module):
         return self.body(x)
 
 
+def direct_head(width: int, scale: int, *, zero: bool = False) -> nn.Sequential:
+    """(N, width, H, W) -> (N, 3, scale H, scale W) by one 3x3 convolution and one shuffle; zero: the convolution starts at 0."""
+    conv = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+    if zero:
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, nn.PixelShuffle(scale))
+
+
 def multiply_adds(net: SRModel, scale: int, height: int, width: int) -> int:
     """Multiply-adds of the trainable convolutions that enlarge an image of (height, width) input pixels by `scale`.
 

@@ -11,6 +11,7 @@ from their last checkpoints. `export` writes half-precision weights and their .j
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,7 +24,7 @@ from probatum.superres import weights
 from probatum.superres.fitting import Fit, validate
 from probatum.superres.patches import ENDINGS, Patches, Photo, photos_in, split
 
-__all__ = ["ARMS", "GRID", "claim_fit", "main"]
+__all__ = ["ARMS", "GRID", "claim_fit", "kept_at", "main", "say"]
 
 SEEDS = 5
 GRID = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -75,6 +76,20 @@ def say(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
+def kept_at(path: Path, name: str, every: float = 120) -> Callable[[Fit], None]:
+    """What to call after each step: saves the run, and says how far it is, every two minutes and at its end."""
+    saved = time.monotonic()
+
+    def watch(run: Fit) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > every or run.step == run.steps:
+            run.save(path)
+            saved = time.monotonic()
+            say(f"{name} step {run.step}/{run.steps} loss {fmean(run.losses[-200:]):.5f} {run.seconds:.0f} s")
+
+    return watch
+
+
 def train_claim(args: argparse.Namespace) -> None:
     train, held = split(photos_in(args.data))
     rates = choose_rates(train, held, args.grid_steps, args.out, args.device)
@@ -122,14 +137,10 @@ def train_full(args: argparse.Namespace) -> None:
         say(f"going on from step {run.step}")
     elif args.start:
         say(f"starting from {args.start.name}: {warm_start(run, args.start)} tensors")
-    saved = time.monotonic()
+    keep = kept_at(path, args.model)
 
     def watch(run: Fit) -> None:
-        nonlocal saved
-        if time.monotonic() - saved > 120 or run.step == args.steps:
-            run.save(path)
-            saved = time.monotonic()
-            say(f"{args.model} step {run.step}/{args.steps} loss {fmean(run.losses[-200:]):.5f} {run.seconds:.0f} s")
+        keep(run)
         if run.step % args.validate == 0:
             net = run.result()
             scores = {

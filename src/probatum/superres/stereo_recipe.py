@@ -5,7 +5,6 @@ real pairs. Stops and goes on: started again, it continues from its last checkpo
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from probatum.superres import weights
 from probatum.superres.fitting import Fit
 from probatum.superres.nafssr import NAFSSR, PRESETS
 from probatum.superres.patches import Photo, photos_in
+from probatum.superres.recipes import kept_at, say
 from probatum.superres.stereo import StereoPatches, random_disparity, synthetic_pair
 
 __all__ = ["main", "pairs_of"]
@@ -71,21 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     if path.is_file():
         run.load(path)
     say(f"{len(pairs)} pairs, step {run.step} of {args.steps}")
-    saved = time.monotonic()
-
-    def watch(run: Fit) -> None:
-        nonlocal saved
-        if time.monotonic() - saved > 120 or run.step == args.steps:
-            run.save(path)
-            saved = time.monotonic()
-            say(f"step {run.step}/{args.steps} loss {sum(run.losses[-200:]) / len(run.losses[-200:]):.6f} {run.seconds:.0f} s")
-
-    weights.save(run.advance(watch=watch).result().cpu(), args.out / "nafssr.safetensors")
+    weights.save(run.advance(watch=kept_at(path, "nafssr")).result().cpu(), args.out / "nafssr.safetensors")
     say(f"weights in {args.out / 'nafssr.safetensors'}")
-
-
-def say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 if __name__ == "__main__":

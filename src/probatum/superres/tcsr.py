@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from probatum.errors import ProbatumError
 from probatum.nn.neighbourhood import neighbourhood_attention, shift2d
-from probatum.superres.parts import DIV2K_MEAN, LayerNorm2d, SRModel, bicubic, check_image, multiply_adds, pick_scale
+from probatum.superres.parts import DIV2K_MEAN, LayerNorm2d, SRModel, bicubic, check_image, direct_head, multiply_adds, pick_scale
 
 __all__ = ["TCSR", "NeighbourhoodAttention", "looks_like", "tcsr_b_like", "tcsr_l_like"]
 
@@ -159,10 +159,7 @@ class TCSR(nn.Module):
         self.stages = nn.Sequential(*(Stage(made[i : i + stage], width) for i in range(0, blocks, stage)) if stage else made)
         self.norm = LayerNorm2d(width)
         self.conv_after_body = nn.Conv2d(width, width, 3, padding=1)
-        self.upsample = nn.Sequential(nn.Conv2d(width, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
-        if skip:
-            nn.init.zeros_(self.upsample[0].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(self.upsample[0].bias)  # type: ignore[arg-type]
+        self.upsample = direct_head(width, scale, zero=skip)
 
     def forward(self, x: Tensor, scale: int | None = None) -> Tensor:
         """x (N, 3, H, W) -> (N, 3, scale H, scale W)."""

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probatum.errors import NotHere, ProbatumError
+from probatum.errors import MissingExtra, NotHere, ProbatumError
+from probatum.files import alone
 from probatum.superres import media, pairs, weights
 from probatum.superres.arbitrary import parse_scale
 from probatum.superres.parts import SRModel, bicubic, pick_scale
@@ -422,6 +423,13 @@ def run(
         ProbatumError: a single output that exists; another run into the same folder.
     """
     upscaler.check_pictures()
+    return each(jobs, out, watch, lambda job, ledger, watch: _one(upscaler, job, form, overwrite, ledger, watch))
+
+
+def each(
+    jobs: Sequence[Job], out: Path | None, watch: Watch | None, do: "Callable[[Job, Ledger | None, Watch], Result]"
+) -> list[Result]:  # fmt: skip
+    """Do all jobs under the folder's lock; one that fails is reported and the others go on, unless nothing of its kind can work here."""
     watch = watch or Watch()
     watch.start(jobs)
     results = []
@@ -430,9 +438,9 @@ def run(
             watch.begin(job)
             begun = time.perf_counter()
             try:
-                result = _one(upscaler, job, form, overwrite, ledger, watch)
+                result = do(job, ledger, watch)
             except (ProbatumError, OSError) as error:
-                if isinstance(error, NotHere):
+                if isinstance(error, (NotHere, MissingExtra)):
                     raise
                 text = str(error)
                 result = Result(
@@ -520,7 +528,7 @@ class Ledger:
             if (now.st_size, now.st_mtime_ns) == (row["size"], row["mtime_ns"]):
                 return row["key"]
             if now.st_size == row["size"]:  # copied about: the content tells
-                digest = digest or _sha(target)
+                digest = digest or sha256_of(target)
                 if digest == row["sha256"]:
                     return row["key"]
         return None
@@ -533,7 +541,7 @@ class Ledger:
             "key": key,
             "size": now.st_size,
             "mtime_ns": now.st_mtime_ns,
-            "sha256": _sha(partial),
+            "sha256": sha256_of(partial),
         }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(("\n" if self.torn else "") + json.dumps(row) + "\n")
@@ -541,7 +549,7 @@ class Ledger:
         self.rows.setdefault(row["file"], []).append(row)
 
 
-def _sha(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -552,21 +560,7 @@ def _folder(out: Path | None) -> Iterator[Ledger | None]:
     if out is None:
         yield None
         return
-    import fcntl
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise ProbatumError(f"-o {out}: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise ProbatumError(f"another upscale is writing into {out}; wait for it or stop it") from None
-    try:
+    with alone(out, "-o", "another upscale"):
         for left in out.rglob(f".*{PARTIAL}"):
             left.unlink(missing_ok=True)
         yield Ledger(out)
-    finally:
-        os.close(handle)

@@ -10,7 +10,6 @@ import heapq
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,11 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from probatum.errors import MissingExtra, NotHere, ProbatumError
+from probatum.errors import MissingExtra, ProbatumError
+from probatum.files import whole
 from probatum.superres import media
 from probatum.superres.arbitrary import target_size
 from probatum.superres.st_avsr import VideoStream
-from probatum.superres.upscaling import PARTIAL, Job, Result, Upscaler, Watch, _folder, _sha
+from probatum.superres.upscaling import PARTIAL, Job, Ledger, Result, Upscaler, Watch, each, sha256_of
 
 __all__ = ["ENDINGS", "Clip", "Lost", "decoded", "enlarge_video", "is_video", "plan", "probe", "run"]
 
@@ -215,6 +215,14 @@ class Lost:
         return notes
 
 
+def _packets(packets: Iterator[Any], stopped: Callable[[str], object]) -> Iterator[Any]:
+    """Packets until the file ends; one that ends in the middle is told, in FFmpeg's words."""
+    try:
+        yield from packets
+    except _av().error.FFmpegError as error:
+        stopped(error.strerror or str(error))
+
+
 def _matrix(clip: Clip) -> int:
     return clip.tags[2] if clip.tags[2] in MATRICES else 5
 
@@ -227,15 +235,11 @@ def decoded(path: Path, clip: Clip, lost: Lost) -> Iterator[tuple[np.ndarray, in
     with _opened(path) as container:
         stream = _picture_stream(container, path)
         stream.thread_type = "AUTO"
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except av.error.FFmpegError as error:
-                lost.stopped = error.strerror or str(error)
-                return
+
+        def stopped(why: str) -> None:
+            lost.stopped = why
+
+        for packet in _packets(container.demux(stream), stopped):
             try:
                 frames = packet.decode()
             except av.error.FFmpegError:
@@ -460,9 +464,8 @@ def _begun(place: Path, key: str) -> tuple[list[dict[str, Any]], dict[str, Any] 
 
 
 def _keep(place: Path, key: str, parts: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    partial = place / "state.part"
-    torch.save({"key": key, "parts": list(parts), **state}, partial)
-    partial.replace(place / "state.pt")
+    with whole(place / "state.pt") as partial:
+        torch.save({"key": key, "parts": list(parts), **state}, partial)
 
 
 def _join(source: Path, segments: list[Path], target: Path, form: str, rotation: int = 0) -> list[str]:
@@ -510,15 +513,8 @@ def _join(source: Path, segments: list[Path], target: Path, form: str, rotation:
             chosen = [s for s in original.streams if s.index in copies and s.type != "attachment"]
             if not chosen:
                 return
-            packets = original.demux(chosen)
-            while True:
-                try:
-                    packet = next(packets)
-                except StopIteration:
-                    return
-                except av.error.FFmpegError as error:
-                    notes.append(f"warning: sound and subtitles end early ({error.strerror or error})")
-                    return
+            packets = _packets(original.demux(chosen), lambda why: notes.append(f"warning: sound and subtitles end early ({why})"))
+            for packet in packets:
                 if packet.dts is not None:
                     yield packet.dts * packet.time_base, 1, packet, copies[packet.stream.index]
 
@@ -561,42 +557,24 @@ def plan(inputs: list[Path], out: Path) -> tuple[list[Job], bool]:
 
 def run(upscaler: Upscaler, jobs: list[Job], *, out: Path | None, overwrite: bool = False, watch: Watch | None = None) -> list[Result]:
     """Enlarge the videos of a plan; one that fails is reported and the others go on. `out`: the folder with the ledger, None for one file."""
-    watch = watch or Watch()
-    watch.start(jobs)
-    results = []
-    with _folder(out) as ledger:
-        for job in jobs:
-            watch.begin(job)
-            begun = time.perf_counter()
-            try:
-                if job.error:
-                    raise ProbatumError(job.error)
-                made = [_sha(job.source), upscaler.digest, upscaler.scale, "video"]
-                key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
-                state = None
-                if job.target.exists():
-                    if job.target.samefile(job.source):
-                        raise ProbatumError(f"the result would replace the video {job.target} itself; choose another -o")
-                    state = ledger.state(job.target) if ledger else None
-                    if state is None and not overwrite:
-                        raise ProbatumError(f"{job.target} exists and was not made by this command; --overwrite replaces it")
-                if state == key and not overwrite:
-                    result = Result(str(job.source), str(job.target), "kept")
-                else:
-                    job.target.parent.mkdir(parents=True, exist_ok=True)
-                    note_it = partial(ledger.add, job.target, key=key) if ledger else None
-                    size, frames, notes = enlarge_video(upscaler, job.source, job.target, key=key, advance=watch.advance, made=note_it)
-                    result = Result(str(job.source), str(job.target), "done", size=size, notes=(f"{frames} frames", *notes))
-            except NotHere:
-                raise
-            except (ProbatumError, OSError) as error:
-                if isinstance(error, MissingExtra):
-                    raise
-                text = str(error)
-                result = Result(
-                    str(job.source), str(job.target), "failed", error=text if str(job.source) in text else f"{job.source}: {text}"
-                )
-            result.seconds = round(time.perf_counter() - begun, 3)
-            results.append(result)
-            watch.end(job, result)
-    return results
+
+    def one(job: Job, ledger: Ledger | None, watch: Watch) -> Result:
+        if job.error:
+            raise ProbatumError(job.error)
+        made = [sha256_of(job.source), upscaler.digest, upscaler.scale, "video"]
+        key = hashlib.sha256(json.dumps(made).encode()).hexdigest()
+        state = None
+        if job.target.exists():
+            if job.target.samefile(job.source):
+                raise ProbatumError(f"the result would replace the video {job.target} itself; choose another -o")
+            state = ledger.state(job.target) if ledger else None
+            if state is None and not overwrite:
+                raise ProbatumError(f"{job.target} exists and was not made by this command; --overwrite replaces it")
+        if state == key and not overwrite:
+            return Result(str(job.source), str(job.target), "kept")
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        note_it = partial(ledger.add, job.target, key=key) if ledger else None
+        size, frames, notes = enlarge_video(upscaler, job.source, job.target, key=key, advance=watch.advance, made=note_it)
+        return Result(str(job.source), str(job.target), "done", size=size, notes=(f"{frames} frames", *notes))
+
+    return each(jobs, out, watch, one)

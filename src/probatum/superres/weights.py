@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probatum.errors import MissingExtra, ProbatumError, did_you_mean
+from probatum.files import whole
 from probatum.superres import carn, cfsr, edsr, nafssr, rdn, st_avsr, tcsr
 from probatum.superres.residual import PlainResidual
 
@@ -45,7 +46,8 @@ def save(net: nn.Module, path: str | Path, *, half: bool = True) -> None:
         raise ProbatumError("this net is quantised: save_packed writes it with its bits")
     kind = torch.float16 if half else torch.float32
     state = {name: value.detach().to("cpu", kind).contiguous() for name, value in net.state_dict().items()}
-    save_file(state, str(path), metadata={"probatum": json.dumps(net.config())})  # type: ignore[operator]
+    with whole(Path(path)) as partial:
+        save_file(state, str(partial), metadata={"probatum": json.dumps(net.config())})  # type: ignore[operator]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

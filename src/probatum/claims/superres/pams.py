@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from probatum.claims.superres.training import ON, TEST, TRAIN, VALIDATION, photos_of
 from probatum.evidence import Run, above, as_good, claim
 
 if TYPE_CHECKING:
@@ -10,9 +11,6 @@ if TYPE_CHECKING:
 
     from probatum.superres.patches import Patches, Photo
 
-TRAIN = ("coffee", "flower", "rocket", "retina", "brick")
-VALIDATION = ("chelsea", "china", "ihc", "coins", "grass")
-TEST = ("astronaut", "hubble", "camera", "moon", "gravel", "motorcycle")
 STEPS = {"smoke": 2, "quick": 120, "full": 2_000}
 TEACHERS = 5  # that are shipped; number 0 found the settings
 MEAN: dict[str, Any] = {"how": "mean"}
@@ -38,7 +36,6 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "pams 8": rates(1e-5, 5e-5, 2e-4, 7e-4),
 }
 CHOSEN = {"calibrated 4": 1, "fixed 4": 6, "pams 4": 7, "pams 8": 1}
-ON = "on these 6 photographs"
 SHIPPED = "for the shipped float nets"
 
 
@@ -71,7 +68,7 @@ def bits(run: Run, seed: int) -> None:
 
     from probatum.superres import packed, weights
 
-    photos, teacher = photos_of(run, TEST), float_net(run, seed)
+    photos, teacher = photos_of(TEST, smoke=run.smoke), float_net(run, seed)
     run.record("bicubic", unit="dB", psnr=score(None, photos))
     run.record("float", unit="dB", psnr=score(teacher, photos))
     run.record("max 4", unit="dB", psnr=score(trained(run, teacher, "calibrated 4", {"how": "max"}, seed), photos))
@@ -85,15 +82,6 @@ def bits(run: Run, seed: int) -> None:
             if arm.startswith("pams"):
                 run.record(arm, range=range_left(net, trained(run, teacher, f"calibrated {arm[-1]}", MEAN, seed)))
                 run.record(arm, unit="B", bytes=packed.save_packed(net, Path(folder) / "packed.safetensors").stat().st_size)
-
-
-def photos_of(run: Run, names: tuple[str, ...]) -> "list[Photo]":
-    """Photographs by name; in smoke small parts of two."""
-    from probatum.data.photos import photographs
-    from probatum.superres.patches import Photo
-
-    found = photographs(limit=64 if run.smoke else 384)
-    return [Photo.of(name, found[name]) for name in names[: 2 if run.smoke else None]]
 
 
 def float_net(run: Run, seed: int) -> "nn.Module":
@@ -121,7 +109,7 @@ def draws(run: Run, seed: int, purpose: str) -> "Patches":
     from probatum.superres.patches import Patches
 
     generator = run.generator(f"{purpose} {seed}")
-    return Patches(photos_of(run, TRAIN), [2], size=24, batch=4, generator=generator)
+    return Patches(photos_of(TRAIN, smoke=run.smoke), [2], size=24, batch=4, generator=generator)
 
 
 def trained(run: Run, teacher: "nn.Module", arm: str, setting: dict[str, Any], seed: int) -> "nn.Module":
@@ -157,7 +145,7 @@ def range_left(net: "nn.Module", start: "nn.Module") -> float:
 
 def choose(run: Run, seed: int = 0) -> dict[str, tuple[int, list[float]]]:
     """How CHOSEN was found: each arm at each of its settings, scored on the validation photographs."""
-    photos, teacher, found = photos_of(run, VALIDATION), float_net(run, seed), {}
+    photos, teacher, found = photos_of(VALIDATION, smoke=run.smoke), float_net(run, seed), {}
     for arm, grid in GRIDS.items():
         scores = [score(trained(run, teacher, arm, setting, seed), photos) for setting in grid]
         found[arm] = (scores.index(max(scores)), scores)

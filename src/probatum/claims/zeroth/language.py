@@ -56,12 +56,13 @@ def train(arm: str, seed: int, folder: Path, watch: "Watch | None" = None) -> No
     Killed runs go on where they stopped.
     """
     from probatum.finetune.job import run, split
+    from probatum.home import home
 
     labelled, _ = split(texts(seed), _job(arm, seed))
-    losses = {}
+    losses, pilots = {}, home() / "artifacts" / "mezo" / "language-pilots"
     for lr in ARMS[arm][2]:
         pilot = _job(arm, seed, lr=lr, steps=PILOT, hold_out=0.2)
-        place = folder.with_name(f"{folder.name}.pilot-{lr:g}")
+        place = pilots / f"{_name(arm)}-{seed}-{lr:g}"
         run(pilot, labelled, place, watch=watch)
         losses[lr] = _loss(place, split(labelled, pilot)[1])
     run(_job(arm, seed, lr=min(losses, key=losses.__getitem__)), texts(seed), folder, watch=watch)
@@ -116,7 +117,7 @@ def _runs(run: "Run", seed: int, scratch: Path) -> "tuple[str, list[Labelled], d
 
     if run.budget == "quick":
         return MODEL, texts(seed), {arm: shipped(arm) for arm in SHIPPED}
-    made = {arm: home() / "artifacts" / "mezo" / f"language-{seed}" / _name(arm) for arm in ARMS}
+    made = {arm: home() / "artifacts" / "mezo" / f"language-{seed}-{run.code[:12]}" / _name(arm) for arm in ARMS}
     for arm, folder in run.progress(list(made.items()), label="training"):
         train(arm, seed, folder)
     return MODEL, texts(seed), made

@@ -54,5 +54,5 @@ def test_a_folder_has_one_writer(tmp_path):
     with alone(place, "--out", "another run"):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(ProbatumError, match="--out .*file"), alone(tmp_path / "file", "--out", "another run"):
+    with pytest.raises(ProbatumError, match=r"--out .*file"), alone(tmp_path / "file", "--out", "another run"):
         pass
